@@ -1,0 +1,7 @@
+import pytest
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """aiosqlite is built on asyncio, so asyncio is the backend."""
+    return "asyncio"
