@@ -1,0 +1,72 @@
+"""What a kind sees of the work it runs: one attempt, how it may be asked to end, and what it may leave behind."""
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Protocol
+
+from taskorch.task import Kind as TaskKind
+from taskorch.task import Outcome, Progress, Task
+
+
+class Ending(Enum):
+    """Why a running attempt is asked to end before its time."""
+
+    CANCEL = auto()  # a client asked
+    STOP = auto()  # this server stops
+    LOST = auto()  # it is no longer ours: let go, signal nothing
+
+
+class Remains(Enum):
+    """What a dead server left of an attempt."""
+
+    NOTHING = auto()  # it was running and is gone
+    ADOPTABLE = auto()  # it runs on, or has left its end on record
+    NEVER_BEGUN = auto()
+    UNKNOWN = auto()  # it may still run: never start it again by itself
+
+
+class Attempt:
+    """One start of a task, as its kind sees it."""
+
+    def __init__(self, task: Task, report: Callable[["Attempt"], None], adopted: bool = False) -> None:
+        self.task = task
+        self.adopted = adopted
+        self.ending: Ending | None = None
+        self.latest: Progress | None = None
+        self._report = report
+        self._on_end: Callable[[], None] | None = None
+
+    def progress(self, progress: Progress) -> None:
+        """Note how far it is; written a few times a second at most."""
+        self.latest = progress
+        self._report(self)
+
+    def end(self, why: Ending) -> None:
+        """Ask it to end. The first wish counts, but a cancel beats a stop, and being lost beats both."""
+        if self.ending is None or why is Ending.LOST or (why is Ending.CANCEL and self.ending is Ending.STOP):
+            self.ending = why
+            if self._on_end:
+                self._on_end()
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call `callback` at each wish to end, at once if there was one already."""
+        self._on_end = callback
+        if self.ending:
+            callback()
+
+
+class Kind(TaskKind, Protocol):
+    """A sort of work that this server can run."""
+
+    @property
+    def in_process(self) -> bool:
+        """Whether its work ends with this process."""
+        ...
+
+    async def run(self, attempt: Attempt) -> Outcome | None:
+        """Do the work. None: it goes on without us (let go), so nothing is settled."""
+        ...
+
+    async def inspect(self, task: Task) -> Remains:
+        """What is left of an attempt whose server died."""
+        ...

@@ -1,0 +1,317 @@
+"""The SQLite file: one write connection with group commit, one read connection, and the schema's version.
+
+A transaction is one synchronous function that runs in one hop on aiosqlite's thread. No await ever stands between
+BEGIN and COMMIT, so a cancelled caller cannot leave a transaction open, and callers that come together share a commit.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import sqlite3
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import aiosqlite
+import anyio
+
+from taskorch.errors import StoreError, TaskError
+
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 10.0  # how long a write waits for other processes before it gives up
+PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",  # NORMAL loses acknowledged rows in a power cut
+    "foreign_keys=ON",
+    "trusted_schema=OFF",
+    "temp_store=MEMORY",
+    "cache_size=-16384",
+    "mmap_size=0",  # an I/O error under mmap is a signal, not an error
+    "journal_size_limit=67108864",
+    "fullfsync=ON",  # macOS: fsync alone does not reach the platter
+)
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class Transaction(sqlite3.Connection):
+    """What a transaction function gets: the connection, and a list of what it changed, told to listeners on commit."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.changed: list[Any] = []
+
+
+@dataclass(slots=True)
+class _Write:
+    function: Callable[[Transaction], Any]
+    future: asyncio.Future[Any]
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Database:
+    """Open it with `open_database`. `on_commit` is called in the event loop with what each commit changed."""
+
+    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
+        self.on_commit: Callable[[list[Any]], None] = _ignore
+        self._writer = writer
+        self._reader = reader
+        self._queue: list[_Write] = []
+        self._bell = asyncio.Event()
+        self._closing = False
+
+    async def write(self, function: Callable[[Transaction], T]) -> T:
+        """Run `function` in a transaction and return its result once that is on disk.
+
+        What it raises undoes its own changes alone and is raised here. A cancelled caller does not withdraw it: the
+        change may be made or not, but never half. Raises StoreError when the file is busy for 10 s, full or broken.
+        """
+        if self._closing:
+            raise StoreError("The store is closing. Nothing was changed; call again when the server runs.")
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Write(function, future))
+        self._bell.set()
+        return await future
+
+    async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `function` on the read connection, in one hop; it never waits for writers."""
+        try:
+            return cast(T, await _hop(self._reader, _read, function))
+        except sqlite3.Error as error:
+            raise _store_error(error) from error
+
+    async def foreign_version(self) -> int:
+        """A number that changes when another process has committed (own commits do not count)."""
+        return await _hop(self._writer, _data_version)
+
+    async def serve(self) -> None:
+        """The writer: takes all that is queued, commits it together, answers each caller. Ends after `close`."""
+        with anyio.CancelScope(shield=True):  # a batch whose callers wait is never dropped
+            while not (self._closing and not self._queue):
+                if not self._queue:
+                    self._bell.clear()
+                    await self._bell.wait()
+                    continue
+                batch, self._queue = self._queue, []
+                changed = await self._commit(batch)
+                for write in batch:
+                    _answer(write)
+                if changed:
+                    self._tell(changed)
+
+    def close(self) -> None:
+        """Let the writer end once the queue is empty."""
+        self._closing = True
+        self._bell.set()
+
+    def _tell(self, changed: list[Any]) -> None:
+        try:
+            self.on_commit(changed)
+        except Exception:  # a broken listener must not end the writer
+            log.exception("a listener failed")
+
+    async def _commit(self, batch: list[_Write]) -> list[Any]:
+        try:
+            return await _hop(self._writer, self._run, batch)
+        except Exception as error:
+            failure = _store_error(error)
+            for write in batch:
+                write.error = failure
+            return []
+
+    def _run(self, tx: Transaction, batch: list[_Write]) -> list[Any]:
+        """On the connection's thread: one BEGIN, each function in its own savepoint, one COMMIT."""
+        tx.changed = []
+        begin(tx, lambda: self._closing)
+        try:
+            for write in batch:
+                _apply(tx, write)
+            tx.execute("COMMIT")
+        except BaseException:
+            if tx.in_transaction:  # a full disk or an I/O error may have rolled back already
+                tx.execute("ROLLBACK")
+            raise
+        return tx.changed
+
+
+@asynccontextmanager
+async def open_database(path: Path) -> AsyncGenerator[Database]:
+    """Open (or make) the file, bring its schema up to date, serve it until the block ends, then close both connections.
+
+    Raises StoreError when the file is newer than this version, not a database, or cannot be opened.
+    """
+    _make_private(path)
+    async with _connection(path) as writer:
+        try:
+            await _hop(writer, _prepare)
+        except sqlite3.Error as error:
+            raise _store_error(error) from error
+        async with _connection(path) as reader:
+            await _hop(reader, _prepare_reader)
+            database = Database(writer, reader)
+            async with anyio.create_task_group() as group:
+                group.start_soon(database.serve)
+                try:
+                    yield database
+                finally:
+                    database.close()
+
+
+def begin(connection: sqlite3.Connection, stopping: Callable[[], bool] = lambda: False) -> None:
+    """BEGIN IMMEDIATE with a flat, jittered retry; SQLite's own back-off starves one of several writers.
+
+    Raises StoreError after 10 s, or as soon as `stopping` says so.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error):
+                raise
+        if stopping() or time.monotonic() > deadline:
+            raise StoreError(
+                "The store is busy: another process holds its write lock. Nothing was changed; call again in a moment."
+            )
+        time.sleep(0.001 + 0.004 * random.random())  # on the connection's own thread
+
+
+def _apply(tx: Transaction, write: _Write) -> None:
+    told = len(tx.changed)
+    tx.execute("SAVEPOINT one")
+    try:
+        write.result = write.function(tx)
+    except Exception as error:
+        if not tx.in_transaction:  # SQLite has rolled back everything: no neighbour can be kept
+            raise
+        tx.execute("ROLLBACK TO one")
+        write.error = _store_error(error) if isinstance(error, sqlite3.Error) else error
+        del tx.changed[told:]
+    tx.execute("RELEASE one")
+
+
+def _answer(write: _Write) -> None:
+    if write.future.done():  # the caller was cancelled; the change stands
+        return
+    if write.error is not None:
+        write.future.set_exception(write.error)
+    else:
+        write.future.set_result(write.result)
+
+
+async def _hop(connection: aiosqlite.Connection, function: Callable[..., T], *args: Any) -> T:
+    """Run function(raw connection, *args) on the connection's thread. The one use of aiosqlite's private executor."""
+    run = cast(Any, connection)._execute
+    return cast(T, await run(function, connection._conn, *args))  # pyright: ignore[reportPrivateUsage]
+
+
+@asynccontextmanager
+async def _connection(path: Path) -> AsyncGenerator[aiosqlite.Connection]:
+    try:
+        connection = await aiosqlite.connect(
+            path, isolation_level=None, timeout=0, cached_statements=256, factory=Transaction
+        )
+    except sqlite3.Error as error:
+        raise _store_error(error) from error
+    try:
+        yield connection
+    finally:
+        with anyio.CancelScope(shield=True):  # its thread is no daemon: left open, the process would never end
+            await connection.close()
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    deadline = time.monotonic() + BUSY_SECONDS
+    for pragma in PRAGMAS:
+        while True:
+            try:
+                connection.execute(f"PRAGMA {pragma}")
+                break
+            except sqlite3.OperationalError as error:  # another server is switching the new file to WAL
+                if not _is_busy(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+    begin(connection)
+    try:
+        _migrate(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _prepare_reader(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA query_only=ON")
+    connection.execute("PRAGMA busy_timeout=1000")  # a reader waits only while a crashed server's WAL is recovered
+    connection.execute("PRAGMA trusted_schema=OFF")
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"The store was written by a newer taskorch (schema {version}; this one knows {SCHEMA_VERSION}). "
+            "It was left unharmed. Upgrade taskorch, or name another TASKORCH_STATE_DIR."
+        )
+    if version == 0:
+        for statement in _statements(resources.files("taskorch").joinpath("schema.sql").read_text("utf-8")):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+
+def _statements(script: str) -> list[str]:
+    """The script's statements; `executescript` would commit the transaction we are in."""
+    found: list[str] = []
+    current = ""
+    for line in script.splitlines(keepends=True):
+        current += line
+        if sqlite3.complete_statement(current):
+            found.append(current)
+            current = ""
+    return found
+
+
+def _make_private(path: Path) -> None:
+    """Make folder and file for this user alone; `-wal` and `-shm` inherit the file's mode."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600))
+    except FileExistsError:
+        path.chmod(0o600)
+
+
+def _read(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+    """One snapshot for all of the function's statements."""
+    connection.execute("BEGIN")
+    try:
+        return function(connection)
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def _data_version(connection: sqlite3.Connection) -> int:
+    return connection.execute("PRAGMA data_version").fetchone()[0]
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _store_error(error: BaseException) -> TaskError:
+    if isinstance(error, TaskError):
+        return error
+    return StoreError(f"The store failed: {error}. Nothing was changed; see the server's log and the state folder.")
+
+
+def _ignore(_: list[Any]) -> None:
+    """Nobody listens."""

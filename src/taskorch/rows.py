@@ -1,0 +1,133 @@
+"""A Task as a row: the one encoder, the one decoder, and loading and saving inside a transaction."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from taskorch.database import Transaction
+from taskorch.errors import NotFound
+from taskorch.task import Error, Priority, Progress, Reason, Status, Task
+
+COLUMNS = tuple(Task.__dataclass_fields__)
+SELECT = f"SELECT {', '.join(COLUMNS)} FROM tasks"
+BY_SEQ = f"{SELECT} WHERE seq = ? AND id = ?"
+BY_ID = f"{SELECT} WHERE id = ?"
+INSERT = f"INSERT INTO tasks({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+DELETE = "DELETE FROM tasks WHERE seq = ? AND id = ? AND version = ?"
+NOTE = "INSERT INTO events(task, at, event, by, detail) VALUES (?, ?, ?, ?, ?)"
+
+_STATUSES = {str(status): status for status in Status}
+_PRIORITIES = {int(priority): priority for priority in Priority}
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON text. Raises ValueError for NaN and what JSON cannot hold."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def from_row(row: tuple[Any, ...]) -> Task:
+    task = object.__new__(Task)
+    values = task.__dict__  # as in task._with: a copy in one step
+    values.update(zip(COLUMNS, row, strict=True))
+    values["payload"] = json.loads(values["payload"])
+    values["status"] = _STATUSES[values["status"]]
+    values["priority"] = _PRIORITIES[values["priority"]]
+    values["labels"] = tuple(json.loads(values["labels"])) if values["labels"] else ()
+    for flag in ("ready", "paused", "delete_requested"):
+        values[flag] = bool(values[flag])
+    if values["result"] is not None:
+        values["result"] = json.loads(values["result"])
+    if values["error"] is not None:
+        error = json.loads(values["error"])
+        values["error"] = Error(Reason(error["reason"]), error["message"], error.get("exit_code"))
+    if values["progress"] is not None:
+        values["progress"] = Progress(**json.loads(values["progress"]))
+    return task
+
+
+def load(connection: sqlite3.Connection, task_id: str) -> Task:
+    """The task with that full id; NotFound when it was removed meanwhile."""
+    row = connection.execute(BY_ID, (task_id,)).fetchone()
+    if row is None:
+        raise NotFound(f"Task {task_id} no longer exists. Call list_tasks to see what there is.")
+    return from_row(row)
+
+
+def held(tx: Transaction, task: Task) -> Task | None:
+    """The row of an attempt as it is now, or None when (attempt, owner) is no longer the one that holds it."""
+    row = tx.execute(BY_SEQ, (task.seq, task.id)).fetchone()
+    if row is None:
+        return None
+    now = from_row(row)
+    same = now.status is Status.WORKING and now.attempt == task.attempt and now.owner == task.owner
+    return now if same else None
+
+
+def insert(tx: Transaction, task: Task) -> Task:
+    tx.execute(INSERT, tuple(_encode(name, task.__dict__[name], task.status) for name in COLUMNS))
+    tx.changed.append((task.id, task))
+    return task
+
+
+def save(tx: Transaction, before: Task, after: Task) -> Task:
+    """Write the columns that the move changed and no others, so that nobody else's edit is undone.
+
+    The row must still be what `before` says: status, attempt and owner are the fence, in the statement itself.
+    """
+    old, new = before.__dict__, after.__dict__
+    names = tuple(name for name in COLUMNS if new[name] is not old[name] and new[name] != old[name])
+    if after.status is Status.COMPLETED and before.status is not Status.COMPLETED and "result" not in names:
+        names += ("result",)  # None is a result too
+    if names:
+        values = [_encode(name, new[name], after.status) for name in names]
+        fence = (before.seq, before.id, before.status, before.attempt, before.owner)
+        if tx.execute(_update(names), (*values, *fence)).rowcount != 1:
+            raise NotFound(f"Task {before.label} was changed by another server. Read it again with get_task.")
+    tx.changed.append((after.id, after))
+    return after
+
+
+def delete(tx: Transaction, task: Task) -> bool:
+    """Remove the row with its attempts and events; False when it was changed or removed since it was read."""
+    removed = tx.execute(DELETE, (task.seq, task.id, task.version)).rowcount == 1
+    if removed:
+        tx.changed.append((task.id, None))
+    return removed
+
+
+def note(tx: Transaction, task: Task, event: str, by: str, detail: str | None = None) -> None:
+    """Record a change that is neither a start nor an end: who made it and why."""
+    tx.execute(NOTE, (task.seq, task.updated_at, event, by, detail))
+
+
+@cache
+def _update(names: tuple[str, ...]) -> str:
+    # Only names of dataclass fields come in here, never a caller's text.
+    sets = ", ".join(f"{name} = ?" for name in names)
+    return f"UPDATE tasks SET {sets} WHERE seq = ? AND id = ? AND status = ? AND attempt = ? AND owner IS ?"
+
+
+def _encode(name: str, value: Any, status: Status) -> Any:
+    if name == "result":  # a handler may well return None: JSON null, not "no result"
+        return dumps(value) if status is Status.COMPLETED else None
+    encoder = _ENCODERS.get(name)
+    return encoder(value) if encoder is not None and value is not None else value
+
+
+def _encode_error(error: Error) -> str:
+    body: dict[str, Any] = {"reason": error.reason, "message": error.message}
+    return dumps(body if error.exit_code is None else body | {"exit_code": error.exit_code})
+
+
+def _encode_progress(progress: Progress) -> str:
+    return dumps({"value": progress.value, "total": progress.total, "message": progress.message})
+
+
+_ENCODERS: dict[str, Callable[[Any], Any]] = {
+    "payload": dumps,
+    "labels": lambda labels: dumps(labels) if labels else None,
+    "error": _encode_error,
+    "progress": _encode_progress,
+}

@@ -1,0 +1,310 @@
+"""The truth about tasks. One method is one transaction: it loads, asks `task.py`, saves. It never decides.
+
+Each change is told to the listeners after its commit, with the rows as they are now.
+"""
+
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import anyio
+
+from taskorch import rules
+from taskorch.database import Database, Transaction
+from taskorch.rows import SELECT, delete, dumps, from_row, held, insert, load, note, save
+from taskorch.task import Completed, Failed, NewTask, Outcome, Progress, Reason, Status, Task
+
+Change = tuple[str, Task | None]  # a task's id, and its row after the commit; None: deleted
+Listener = Callable[[Sequence[Change]], None]
+
+FOLLOW_SECONDS = 0.25  # how often to look whether another process has committed
+BATCH = 500  # rows that one transaction promotes or removes at most, so that others get their turn
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32
+
+READY = f"{SELECT} WHERE ready = 1 AND kind = ? ORDER BY rank DESC, seq LIMIT ?"
+DUE = f"{SELECT} WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at IS NOT NULL AND run_at <= ? LIMIT ?"
+EXPIRED = f"{SELECT} WHERE status = 'waiting' AND expires_at IS NOT NULL AND expires_at <= ? LIMIT ?"
+NEXT_DUE = """SELECT min(at) FROM (
+  SELECT min(run_at) AS at FROM tasks WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at IS NOT NULL
+  UNION ALL SELECT min(expires_at) FROM tasks WHERE status = 'waiting' AND expires_at IS NOT NULL)"""
+HELD_BY = f"{SELECT} WHERE status = 'working' AND owner = ?"
+OTHERS = """SELECT id, uuid, pid FROM servers WHERE id <> ?
+  UNION SELECT owner, '', 0 FROM tasks WHERE status = 'working' AND owner NOT IN (SELECT id FROM servers)"""
+OLD = f"{SELECT} WHERE seq > ? ORDER BY seq LIMIT ?"
+NEW_SEQ = "SELECT coalesce(max(seq), 0) + 1 FROM tasks"
+BEGIN_ATTEMPT = "INSERT INTO attempts(task, attempt, owner, started_at) VALUES (?, ?, ?, ?)"
+END_ATTEMPT = """UPDATE attempts SET started_at = ?, ended_at = ?, outcome = ?, reason = ?, message = ?, exit_code = ?
+  WHERE task = ? AND attempt = ?"""
+REGISTER = "INSERT INTO servers(uuid, pid, started_at, version, kinds) VALUES (?, ?, ?, ?, ?) RETURNING id"
+LEAVE = """DELETE FROM servers
+  WHERE id = ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE status = 'working' AND owner = servers.id)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another server on this file: the owner number in rows, its lock's uuid ('' when unknown), its pid."""
+
+    owner: int
+    uuid: str
+    pid: int
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def new_id() -> str:
+    """`t` and 16 characters of Crockford base32: 80 random bits."""
+    bits = int.from_bytes(secrets.token_bytes(10))
+    return "t" + "".join([ALPHABET[bits >> shift & 31] for shift in range(0, 80, 5)])
+
+
+class Store:
+    def __init__(self, database: Database, clock: Callable[[], int] = now_ms) -> None:
+        self.now = clock
+        self._database = database
+        self._listeners: list[Listener] = []
+        database.on_commit = self._tell
+
+    @contextmanager
+    def listening(self, listener: Listener) -> Generator[None]:
+        """Call `listener` in the event loop after each commit of this process, while the block lasts."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
+    async def follow_others(self) -> None:
+        """Tell the listeners of other processes' commits: an empty list means that any row may have changed."""
+        seen = await self._database.foreign_version()
+        while True:
+            await anyio.sleep(FOLLOW_SECONDS)
+            version = await self._database.foreign_version()
+            if version != seen:
+                seen = version
+                self._tell(())
+
+    # What clients do.
+
+    async def add(self, new: NewTask) -> Task:
+        """Store a new task; on disk when this returns."""
+        return await self._database.write(lambda tx: insert(tx, self._created(tx, new)))
+
+    async def edit(self, task_id: str, changes: Mapping[str, Any], expected_version: int | None, by: str) -> Task:
+        def edit(tx: Transaction) -> Task:
+            before = load(tx, task_id)
+            after = save(tx, before, rules.edit(before, changes, expected_version, self.now()))
+            note(tx, after, "updated", by, ", ".join(sorted(changes)))
+            return after
+
+        return await self._database.write(edit)
+
+    async def cancel(self, task_id: str, reason: str, by: str) -> Task:
+        """Cancel a waiting task, ask a working one to stop, leave an ended one."""
+
+        def cancel(tx: Transaction) -> Task:
+            before = load(tx, task_id)
+            after = rules.cancel(before, reason, self.now())
+            if after is before:
+                return before
+            save(tx, before, after)
+            note(tx, after, "cancelled" if after.ended else "cancel_requested", by, reason)
+            return after
+
+        return await self._database.write(cancel)
+
+    async def retry(self, task_id: str, run_at: int | None, by: str) -> Task:
+        def retry(tx: Transaction) -> Task:
+            before = load(tx, task_id)
+            after = save(tx, before, rules.retry(before, run_at, self.now()))
+            note(tx, after, "retried", by)
+            return after
+
+        return await self._database.write(retry)
+
+    async def delete(self, task_id: str, confirm: bool, by: str) -> Task | None:
+        """None: deleted. A task: it was working, is being cancelled, and is deleted when it has ended."""
+
+        def remove(tx: Transaction) -> Task | None:
+            before = load(tx, task_id)
+            after = rules.request_delete(before, confirm, self.now())
+            if after is None:
+                delete(tx, before)
+                return None
+            save(tx, before, after)
+            note(tx, after, "cancel_requested", by, after.cancel_reason)
+            return after
+
+        return await self._database.write(remove)
+
+    # What workers do.
+
+    async def claim(self, owner: int, kinds: Mapping[str, int], free: int) -> list[Task]:
+        """Take ready tasks for `owner`, best first: `free` of any kind, and of each kind up to kinds[kind] ahead.
+
+        What is taken ahead has a further start left, so that a crash cannot spend its last one.
+        """
+
+        def claim(tx: Transaction) -> list[Task]:
+            now = self.now()
+            found = [from_row(row) for kind, more in kinds.items() for row in tx.execute(READY, (kind, free + more))]
+            found.sort(key=lambda task: (-task.rank, task.seq))
+            claimed: list[Task] = []
+            for task in found:
+                if not rules.may_run(task, now):
+                    self._refile(tx, task, now)
+                elif len(claimed) < free or (len(claimed) < free + kinds[task.kind] and rules.starts_left(task) > 1):
+                    claimed.append(save(tx, task, rules.claim(task, owner, now)))
+            tx.executemany(BEGIN_ATTEMPT, [(task.seq, task.attempt, owner, now) for task in claimed])
+            refused_all = bool(found) and not claimed and free > 0
+            return claim(tx) if refused_all else claimed
+
+        return await self._database.write(claim)
+
+    async def settle(self, task: Task, outcome: Outcome, started_at: int | None = None) -> Task | None:
+        """Record how an attempt ended. None: the task is no longer ours (or was to be deleted) and is left as it is."""
+
+        def settle(tx: Transaction) -> Task | None:
+            before = held(tx, task)
+            if before is None:
+                return None
+            after = rules.settle(before, outcome, self.now(), started_at)
+            if after.delete_requested:
+                delete(tx, before)
+                return None
+            self._end_attempt(tx, before, after, outcome)
+            return save(tx, before, after)
+
+        return await self._database.write(settle)
+
+    async def report(self, progress: Sequence[tuple[Task, Progress]]) -> None:
+        """Record how far attempts are; those that are no longer ours are left out."""
+
+        def report(tx: Transaction) -> None:
+            for task, latest in progress:
+                if before := held(tx, task):
+                    save(tx, before, rules.report(before, latest, self.now()))
+
+        await self._database.write(report)
+
+    async def adopt(self, task: Task, owner: int) -> Task | None:
+        """Go on with an attempt of a dead server; None when another server was first."""
+
+        def adopt(tx: Transaction) -> Task | None:
+            before = held(tx, task)
+            if before is None:
+                return None
+            after = save(tx, before, rules.adopt(before, owner, self.now()))
+            note(tx, after, "adopted", f"server {owner}", f"from server {before.owner}")
+            return after
+
+        return await self._database.write(adopt)
+
+    async def promote(self) -> int | None:
+        """Let due tasks into the ready index and end expired ones; when the next one is due (ms), None: nothing is."""
+        due = await self._next_due()
+        while due is not None and due <= self.now():
+            await self._database.write(self._promote)
+            due = await self._next_due()
+        return due
+
+    async def held_by(self, owner: int) -> list[Task]:
+        """What that server works on."""
+        return await self._database.read(lambda db: [from_row(row) for row in db.execute(HELD_BY, (owner,))])
+
+    # Servers and retention.
+
+    async def register(self, uuid: str, pid: int, version: str, kinds: Sequence[str]) -> int:
+        """Note a server that starts; its owner number."""
+        values = (uuid, pid, self.now(), version, dumps(list(kinds)))
+        return await self._database.write(lambda tx: tx.execute(REGISTER, values).fetchone()[0])
+
+    async def leave(self, owner: int) -> None:
+        """Forget a server that holds no task any more; one that does is forgotten by who takes them over."""
+        await self._database.write(lambda tx: tx.execute(LEAVE, (owner,)))
+
+    async def others(self, owner: int) -> list[Peer]:
+        """Every other server that is noted, or that rows still name."""
+        return await self._database.read(lambda db: [Peer(*row) for row in db.execute(OTHERS, (owner,))])
+
+    async def purge(self, keep_ms: int, keep_failed_ms: int) -> int:
+        """Delete ended tasks older than that; how many."""
+        removed, after = 0, 0
+        cutoffs = (self.now() - keep_ms, self.now() - keep_failed_ms)
+        while after is not None:
+            old, after = await self._database.read(partial(_old, after=after, cutoffs=cutoffs))
+            removed += await self._database.write(partial(_remove, tasks=old)) if old else 0
+        return removed
+
+    # Inside transactions.
+
+    def _created(self, tx: Transaction, new: NewTask) -> Task:
+        seq = tx.execute(NEW_SEQ).fetchone()[0]
+        return rules.create(new, seq=seq, task_id=new_id(), now=self.now())
+
+    def _refile(self, tx: Transaction, task: Task, now: int) -> None:
+        if rules.is_expired(task, now):
+            after = save(tx, task, rules.expire(task, now))
+            note(tx, after, "expired", "server")
+        else:
+            save(tx, task, rules.file(task, now))
+
+    def _promote(self, tx: Transaction) -> None:
+        now = self.now()
+        for query in (EXPIRED, DUE):
+            for row in tx.execute(query, (now, BATCH)).fetchall():
+                self._refile(tx, from_row(row), now)
+
+    def _end_attempt(self, tx: Transaction, before: Task, after: Task, outcome: Outcome) -> None:
+        ended = after.finished_at or after.updated_at
+        name, reason, message, exit_code = _attempt_end(after, outcome)
+        values = (after.started_at, ended, name, reason, message, exit_code, before.seq, before.attempt)
+        tx.execute(END_ATTEMPT, values)
+
+    async def _next_due(self) -> int | None:
+        return await self._database.read(lambda db: db.execute(NEXT_DUE).fetchone()[0])
+
+    def _tell(self, changed: Sequence[Change]) -> None:
+        for listener in tuple(self._listeners):
+            listener(changed)
+
+
+def _attempt_end(after: Task, outcome: Outcome) -> tuple[str, str | None, str | None, int | None]:
+    """What the attempts row says: the outcome's name, reason, message, exit code."""
+    match outcome:
+        case Completed():
+            return "completed", None, None, None
+        case _ if after.status is Status.CANCELLED:
+            error = after.error
+            return "cancelled", Reason.USER, error.message if error else None, None
+        case Failed(reason, message, exit_code):
+            return "failed", reason, message, exit_code
+        case _:
+            return "interrupted", Reason.INTERRUPTED, outcome.message, None
+
+
+def _old(db: sqlite3.Connection, after: int, cutoffs: tuple[int, int]) -> tuple[list[Task], int | None]:
+    """The tasks past retention among the next rows in arrival order, and where to go on (None: the walk is done).
+
+    A row made after the later cutoff cannot have ended before it, so the walk stops there.
+    """
+    cutoff, failed_cutoff = cutoffs
+    tasks = [from_row(row) for row in db.execute(OLD, (after, BATCH))]
+    old = [
+        task
+        for task in tasks
+        if task.finished_at is not None
+        and task.finished_at < (failed_cutoff if task.status is Status.FAILED else cutoff)
+    ]
+    more = len(tasks) == BATCH and tasks[-1].created_at < max(cutoffs)
+    return old, tasks[-1].seq if more else None
+
+
+def _remove(tx: Transaction, tasks: Sequence[Task]) -> int:
+    return sum(delete(tx, task) for task in tasks)  # not what was retried since it was read

@@ -1,0 +1,178 @@
+"""The words: what a task is, the statuses it can have, how an attempt can end. Values only; `rules.py` moves them.
+
+Times are milliseconds since the epoch (UTC).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Any, Literal, Protocol
+
+OnServerExit = Literal["survive", "stop"]
+
+
+class Status(StrEnum):
+    WAITING = "waiting"
+    WORKING = "working"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Priority(IntEnum):
+    LOW = 0
+    MEDIUM = 1
+    HIGH = 2
+
+
+class Phase(StrEnum):
+    """Why a task waits, or that a working one was asked to stop. Computed on read, never stored."""
+
+    READY = "ready"
+    SCHEDULED = "scheduled"
+    BACKOFF = "backoff"
+    BLOCKED = "blocked"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+
+
+class Reason(StrEnum):
+    """Why an attempt or a task ended other than well."""
+
+    EXIT_CODE = "exit_code"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    WORKER_LOST = "worker_lost"
+    INTERRUPTED = "interrupted"
+    SPAWN_ERROR = "spawn_error"
+    NOT_ALLOWED = "not_allowed"
+    EXPIRED = "expired"
+    DEPENDENCY_FAILED = "dependency_failed"
+    POISON = "poison"
+    INVALID_PAYLOAD = "invalid_payload"
+    USER = "user"
+    DEPENDENCY = "dependency"
+
+
+ENDED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    reason: Reason
+    message: str
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    value: float
+    total: float | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """What a client asks for. `run_at` and `expires_at` are milliseconds since the epoch."""
+
+    kind: str
+    payload: Mapping[str, Any]
+    max_attempts: int
+    timeout_seconds: float
+    name: str | None = None
+    priority: Priority = Priority.MEDIUM
+    run_at: int | None = None
+    expires_at: int | None = None
+    on_server_exit: OnServerExit = "survive"
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row. Without slots, so that `rules` can copy it in one step: every move makes a copy."""
+
+    seq: int
+    id: str
+    name: str | None
+    kind: str
+    payload: Mapping[str, Any]
+    status: Status
+    priority: Priority
+    rank: int
+    ready: bool
+    paused: bool
+    attempt: int
+    max_attempts: int
+    interruptions: int
+    owner: int | None
+    timeout_seconds: float
+    on_server_exit: OnServerExit
+    labels: tuple[str, ...]
+    progress: Progress | None
+    result: Any
+    error: Error | None
+    run_at: int | None
+    expires_at: int | None
+    cancel_requested_at: int | None
+    cancel_reason: str | None
+    delete_requested: bool
+    created_at: int
+    updated_at: int
+    started_at: int | None
+    finished_at: int | None
+    version: int
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+    @property
+    def label(self) -> str:
+        """How a sentence names this task."""
+        return f"{self.id} '{self.name}'" if self.name else self.id
+
+
+# How one attempt ended.
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    result: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    reason: Reason
+    message: str
+    exit_code: int | None = None
+    retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The work was asked to stop and is gone; `message` says what was ended."""
+
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """Cut short by an orderly stop, or never begun: the start is given back."""
+
+    message: str = ""
+
+
+Outcome = Completed | Failed | Cancelled | Interrupted
+
+
+class Kind(Protocol):
+    """What creating a task needs to know of its kind."""
+
+    @property
+    def max_attempts(self) -> int:
+        """The default; the task may say otherwise."""
+        ...
+
+    def check(self, payload: Mapping[str, Any]) -> None:
+        """Raise InvalidInput when the kind could not run that payload."""
+        ...

@@ -1,0 +1,300 @@
+"""The pool: claims ready tasks, runs them in slots, settles their attempts, and takes over from dead servers."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from taskorch.attempt import Attempt, Ending, Kind, Remains
+from taskorch.errors import StoreError
+from taskorch.peers import Peers
+from taskorch.store import Change, Peer, Store
+from taskorch.task import Failed, Interrupted, Outcome, Reason, Status, Task
+
+TICK_SECONDS = 0.25  # how often other servers' locks are looked at
+PROGRESS_SECONDS = 0.25  # progress reaches the store at most this often
+RETRY_SECONDS = 1.0  # pause after the store failed
+LOOK_SECONDS = 60.0  # a clock set forward, or a laptop that slept, delays a due task by no more than this
+AHEAD_MOST = 56  # how many short tasks may be claimed beyond the free slots
+AHEAD_RUN_SECONDS = 0.005  # only kinds that run shorter than this on average are claimed ahead
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """`kinds`: what may be claimed. `others`: kinds that are only taken over (commands where none are allowed)."""
+
+    def __init__(
+        self,
+        store: Store,
+        peers: Peers,
+        owner: int,
+        kinds: Mapping[str, Kind],
+        slots: int,
+        others: Mapping[str, Kind] | None = None,
+    ) -> None:
+        self._store = store
+        self._peers = peers
+        self._owner = owner
+        self._known = {**(others or {}), **kinds}
+        self._slots = slots
+        self._queue: deque[Task] = deque()  # claimed, not begun
+        self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._pace = {name: _Pace(slots if kind.in_process else 0) for name, kind in kinds.items()}
+        self._dirty: set[Attempt] = set()
+        self._suspects: set[str] = set()  # taken over after a crash: one of them may have caused it
+        self._others: list[Peer] = []
+        self._foreign = True  # another process has changed something
+        self._drained = False  # the last claim left slots free, and nothing became ready since
+        self._stopping = anyio.Event()
+        self._work = anyio.Event()  # something may be claimable
+        self._given = anyio.Event()  # the queue has something for a slot
+        self._due = anyio.Event()  # the next due time may have changed
+        self._told = anyio.Event()  # an attempt has reported progress
+
+    @property
+    def busy(self) -> int:
+        """Attempts under way in this server, adopted ones included."""
+        return len(self._attempts)
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Work until `stop`; then end, let go or give back what is under way, and return."""
+        with self._store.listening(self._heard):
+            async with anyio.create_task_group() as upkeep:
+                upkeep.start_soon(self._promote)
+                upkeep.start_soon(self._write_progress)
+                async with anyio.create_task_group() as slots:
+                    upkeep.start_soon(self._tend, slots)
+                    slots.start_soon(self._claim)
+                    for _ in range(self._slots):
+                        slots.start_soon(self._serve)
+                    task_status.started()
+                    await self._stopping.wait()
+                    self._end_all()
+                upkeep.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Claim no more, and ask every attempt to end."""
+        self._stopping.set()
+
+    def _end_all(self) -> None:
+        self._work.set()
+        self._given.set()
+        for attempt in list(self._attempts.values()):
+            attempt.end(Ending.STOP)
+
+    # A slot's life.
+
+    async def _serve(self) -> None:
+        while task := await self._next():
+            await self._attempt(task)
+            self._work.set()
+
+    async def _next(self) -> Task | None:
+        while not self._stopping.is_set():
+            if self._queue:
+                return self._queue.popleft()
+            self._given = given = anyio.Event() if self._given.is_set() else self._given
+            await given.wait()
+        return None
+
+    async def _attempt(self, task: Task, adopted: bool = False) -> None:
+        kind = self._known[task.kind]
+        attempt = Attempt(task, self._note_progress, adopted)
+        self._attempts[task.id, task.attempt] = attempt
+        if task.cancel_requested_at is not None:
+            attempt.end(Ending.CANCEL)
+        began, started_at = time.perf_counter(), self._store.now()
+        outcome: Outcome | None = Interrupted() if kind.in_process else None  # until proven otherwise
+        try:
+            outcome = await kind.run(attempt)
+        except Exception:
+            log.exception("task %s attempt %s: its kind failed", task.id, task.attempt)
+            outcome = Failed(Reason.ERROR, "internal error while running it; the server's log says more")
+        finally:
+            self._dirty.discard(attempt)
+            if pace := self._pace.get(task.kind):
+                pace.ran(time.perf_counter() - began)
+            with anyio.CancelScope(shield=True):
+                if outcome is not None and attempt.ending is not Ending.LOST:
+                    await self._settle(task, outcome, None if adopted else started_at)
+            del self._attempts[task.id, task.attempt]
+
+    async def _settle(self, task: Task, outcome: Outcome, started_at: int | None) -> None:
+        while True:
+            try:
+                if await self._store.settle(task, outcome, started_at) is None:
+                    log.warning("task %s attempt %s is no longer ours; its end is dropped", task.id, task.attempt)
+                return
+            except StoreError as error:
+                log.error("task %s attempt %s: its end could not be stored: %s", task.id, task.attempt, error)
+                if self._stopping.is_set():
+                    return  # the row names a server that is gone soon: the next one takes it over
+                await anyio.sleep(RETRY_SECONDS)
+
+    async def _give_back(self) -> None:
+        """Return what was claimed and has not begun."""
+        while self._queue:
+            await self._settle(self._queue.popleft(), Interrupted("the server stopped before it began"), None)
+
+    # Claiming.
+
+    async def _claim(self) -> None:
+        while not self._stopping.is_set():
+            self._work = work = anyio.Event()  # before looking: what comes in between is not missed
+            if not await self._claim_batch():
+                await work.wait()
+        await self._give_back()
+
+    async def _claim_batch(self) -> bool:
+        """Claim what there is room for; False when there is no room, or nothing is ready."""
+        queued = len(self._queue)
+        free = max(0, self._slots - self.busy - queued)
+        ahead = {name: 0 if self._suspects else pace.ahead for name, pace in self._pace.items()}
+        if self._drained or (free == 0 and queued * 2 >= max(ahead.values(), default=0)):
+            return False
+        self._drained = True  # unless it turns out otherwise, now or by what becomes ready meanwhile
+        began = time.perf_counter()
+        try:
+            claimed = await self._store.claim(
+                self._owner, {name: max(0, most - queued) for name, most in ahead.items()}, free
+            )
+        except StoreError as error:
+            log.error("could not claim: %s", error)
+            self._drained = False
+            await anyio.sleep(RETRY_SECONDS)
+            return True
+        for pace in self._pace.values():
+            pace.committed(time.perf_counter() - began)
+        self._drained = self._drained and len(claimed) < free
+        self._queue.extend(claimed)
+        if claimed:
+            self._given.set()
+        return bool(claimed)
+
+    # Upkeep.
+
+    def _heard(self, changes: Sequence[Change]) -> None:
+        if not changes:
+            self._foreign = True
+            self._may_claim()
+            self._due.set()
+        for task_id, task in changes:
+            if task is None or task.ended:
+                self._suspects.discard(task_id)
+            elif task.status is Status.WAITING:
+                if task.ready:
+                    self._may_claim()
+                if not task.ready or task.expires_at is not None:
+                    self._due.set()
+            elif task.cancel_requested_at is not None and (attempt := self._attempts.get((task.id, task.attempt))):
+                attempt.end(Ending.CANCEL)
+
+    def _may_claim(self) -> None:
+        self._drained = False
+        self._work.set()
+
+    async def _promote(self) -> None:
+        """Let due tasks into the ready index and end expired ones, sleeping until the next is due."""
+        while True:
+            self._due = due = anyio.Event()
+            try:
+                at = await self._store.promote()
+            except StoreError as error:
+                log.error("could not look for due tasks: %s", error)
+                at = self._store.now() + 1000
+            wait = LOOK_SECONDS if at is None else max(0.0, (at - self._store.now()) / 1000)
+            with anyio.move_on_after(min(LOOK_SECONDS, wait)):
+                await due.wait()
+
+    def _note_progress(self, attempt: Attempt) -> None:
+        self._dirty.add(attempt)
+        self._told.set()
+
+    async def _write_progress(self) -> None:
+        while True:
+            await self._told.wait()
+            self._told = anyio.Event()
+            news = [(attempt.task, attempt.latest) for attempt in self._dirty if attempt.latest]
+            self._dirty.clear()
+            try:
+                await self._store.report(news)
+            except StoreError as error:
+                log.warning("progress could not be stored: %s", error)
+            await anyio.sleep(PROGRESS_SECONDS)
+
+    async def _tend(self, slots: TaskGroup) -> None:
+        """After another process changed something: are our attempts still ours, who else is there, and who died?"""
+        while True:
+            try:
+                if self._foreign:
+                    self._foreign = False
+                    await self._check_held()
+                    self._others = await self._store.others(self._owner)
+                for peer in [peer for peer in self._others if self._peers.is_dead(peer.uuid)]:
+                    await self._take_over(peer, slots)
+                    self._others.remove(peer)
+            except StoreError as error:
+                self._foreign = True
+                log.warning("upkeep: %s", error)
+            await anyio.sleep(TICK_SECONDS)
+
+    async def _check_held(self) -> None:
+        running = list(self._attempts.items())  # before reading: what starts meanwhile would look lost
+        held = {(task.id, task.attempt): task for task in await self._store.held_by(self._owner)}
+        for key, attempt in running:
+            if key not in held:
+                attempt.end(Ending.LOST)
+            elif held[key].cancel_requested_at is not None:
+                attempt.end(Ending.CANCEL)
+
+    async def _take_over(self, peer: Peer, slots: TaskGroup) -> None:
+        """Settle or adopt all that a dead server held, then forget it. Others may do the same: rows are fenced."""
+        for task in await self._store.held_by(peer.owner):
+            kind = self._known.get(task.kind)
+            remains = await kind.inspect(task) if kind else Remains.NOTHING
+            if remains is Remains.ADOPTABLE:
+                if mine := await self._store.adopt(task, self._owner):
+                    slots.start_soon(self._attempt, mine, True)
+                continue
+            if await self._store.settle(task, _left_as(remains)):
+                log.warning(
+                    "took over task %s from server %s (pid %s): %s", task.id, peer.owner, peer.pid, remains.name
+                )
+                self._suspects.add(task.id)
+        await self._store.leave(peer.owner)
+        self._peers.forget(peer.uuid)
+
+
+class _Pace:
+    """How many tasks of a kind to claim ahead: as many as run while one commit is on its way. Starts at none."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots  # 0: never ahead
+        self._run: float | None = None
+        self._commit = 0.0
+
+    @property
+    def ahead(self) -> int:
+        if self._run is None or self._run >= AHEAD_RUN_SECONDS:
+            return 0
+        return min(AHEAD_MOST, round(self._slots * self._commit / max(self._run, 1e-6)))
+
+    def ran(self, seconds: float) -> None:
+        self._run = seconds if self._run is None else 0.9 * self._run + 0.1 * seconds
+
+    def committed(self, seconds: float) -> None:
+        self._commit = 0.9 * self._commit + 0.1 * seconds
+
+
+def _left_as(remains: Remains) -> Outcome:
+    match remains:
+        case Remains.NEVER_BEGUN:
+            return Interrupted("its server died before it began")
+        case Remains.UNKNOWN:
+            return Failed(Reason.WORKER_LOST, "its server died; what it started may still run", retryable=False)
+        case _:
+            return Failed(Reason.WORKER_LOST, "the server that ran it died")
