@@ -1,7 +1,36 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+
 import pytest
+from fakes import Clock
+
+from taskorch.database import Database, open_database
+from taskorch.queries import Queries
+from taskorch.store import Store
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     """aiosqlite is built on asyncio, so asyncio is the backend."""
     return "asyncio"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    async with open_database(tmp_path / "state" / "taskorch.db") as database:
+        yield database
+
+
+@pytest.fixture
+def store(database: Database, clock: Clock) -> Store:
+    return Store(database, clock)
+
+
+@pytest.fixture
+def queries(database: Database) -> Queries:
+    return Queries(database)

@@ -31,10 +31,20 @@ class Attempt:
     def __init__(self, task: Task, report: Callable[["Attempt"], None], adopted: bool = False) -> None:
         self.task = task
         self.adopted = adopted
-        self.ending: Ending | None = None
         self.latest: Progress | None = None
+        self._wishes: set[Ending] = set()
         self._report = report
         self._on_end: Callable[[], None] | None = None
+
+    @property
+    def ending(self) -> Ending | None:
+        """The wish that decides: being lost beats a cancel, a cancel beats a stop."""
+        return next((wish for wish in (Ending.LOST, Ending.CANCEL, Ending.STOP) if wish in self._wishes), None)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this server stops, whatever else was wished."""
+        return Ending.STOP in self._wishes
 
     def progress(self, progress: Progress) -> None:
         """Note how far it is; written a few times a second at most."""
@@ -42,16 +52,16 @@ class Attempt:
         self._report(self)
 
     def end(self, why: Ending) -> None:
-        """Ask it to end. The first wish counts, but a cancel beats a stop, and being lost beats both."""
-        if self.ending is None or why is Ending.LOST or (why is Ending.CANCEL and self.ending is Ending.STOP):
-            self.ending = why
+        """Ask it to end. Said again, it changes nothing."""
+        if why not in self._wishes:
+            self._wishes.add(why)
             if self._on_end:
                 self._on_end()
 
     def on_end(self, callback: Callable[[], None]) -> None:
-        """Call `callback` at each wish to end, at once if there was one already."""
+        """Call `callback` at each new wish to end, at once if there was one already."""
         self._on_end = callback
-        if self.ending:
+        if self._wishes:
             callback()
 
 

@@ -1,5 +1,13 @@
 """What a caller may be told. Every message here is written to be shown to a model or a person."""
 
+import difflib
+from collections.abc import Iterable, Sequence
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+SHOWN_CHARACTERS = 80
+
 
 class TaskError(Exception):
     """Base of the errors whose text is safe to show: what was wrong, what is allowed, what to do next."""
@@ -23,3 +31,73 @@ class StoreError(TaskError):
 
 class NonRetryable(Exception):
     """Raised by a handler: the attempt failed, and another one would fail too."""
+
+
+def readable(error: ValidationError, where: str = "", known: Sequence[str] = ()) -> str:
+    """One sentence for each mistake: the argument, the value, what is allowed. `known`: names to suggest from.
+
+    `where` is put before the names (`payload.seconds`). No pydantic text, no URLs; values are cut at 80 characters.
+    """
+    return " ".join(_sentence(mistake, where, known) for mistake in error.errors(include_url=False)[:5])
+
+
+def shown(value: object) -> str:
+    """A value as a sentence may quote it: at most 80 characters, on one line, without what cannot be encoded."""
+    text = repr(value) if isinstance(value, str) else str(value)
+    text = text.encode("utf-8", "backslashreplace").decode().replace("\n", " ")
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?`, or nothing when no known name is near."""
+    near = [word for word in known if word == _SYNONYMS.get(name)]
+    near += difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _sentence(mistake: ErrorDetails, where: str, known: Sequence[str]) -> str:
+    path = ".".join(str(part) for part in (*filter(None, [where]), *mistake["loc"])) or "The arguments"
+    value, ctx = mistake["input"], mistake.get("ctx", {})
+    match mistake["type"]:
+        case "missing":
+            return f"{path} is required."
+        case "extra_forbidden":
+            name = str(mistake["loc"][-1])
+            choice = f" Allowed: {', '.join(known)}." if known else ""
+            return f"Unknown argument {shown(path)}.{did_you_mean(name, known)}{choice}"
+        case "literal_error" | "enum":
+            return f"{path} {shown(value)} is not allowed; use {ctx['expected']}."
+        case "value_error":
+            return f"{path} {ctx['error']}."
+        case kind if kind in _LIMITS:
+            return f"{path} {shown(value)} is not allowed; it must {_LIMITS[kind].format(**ctx)}."
+        case kind:
+            wanted = next((text for prefix, text in _TYPES.items() if kind.startswith(prefix)), None)
+            return f"{path} {shown(value)} is not allowed; it must be {wanted or 'of another type'}."
+
+
+_SYNONYMS = {"id": "task_id", "ids": "task_ids", "retries": "max_attempts", "args": "payload", "tags": "labels"}
+_LIMITS = {
+    "greater_than": "be greater than {gt}",
+    "greater_than_equal": "be at least {ge}",
+    "less_than": "be less than {lt}",
+    "less_than_equal": "be at most {le}",
+    "string_too_short": "have at least {min_length} characters",
+    "string_too_long": "have at most {max_length} characters",
+    "too_short": "have at least {min_length} items",
+    "too_long": "have at most {max_length} items",
+    "finite_number": "be a finite number",
+}
+_TYPES = {
+    "int_from_float": "a whole number",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a string",
+    "list": "an array",
+    "tuple": "an array",
+    "dict": "an object",
+    "mapping": "an object",
+    "model": "an object",
+    "dataclass": "an object",
+}

@@ -35,6 +35,7 @@ NEXT_DUE = """SELECT min(at) FROM (
 HELD_BY = f"{SELECT} WHERE status = 'working' AND owner = ?"
 OTHERS = """SELECT id, uuid, pid FROM servers WHERE id <> ?
   UNION SELECT owner, '', 0 FROM tasks WHERE status = 'working' AND owner NOT IN (SELECT id FROM servers)"""
+HAS = "SELECT 1 FROM tasks WHERE id = ?"
 OLD = f"{SELECT} WHERE seq > ? ORDER BY seq LIMIT ?"
 NEW_SEQ = "SELECT coalesce(max(seq), 0) + 1 FROM tasks"
 BEGIN_ATTEMPT = "INSERT INTO attempts(task, attempt, owner, started_at) VALUES (?, ?, ?, ?)"
@@ -90,6 +91,10 @@ class Store:
                 seen = version
                 self._tell(())
 
+    async def probe(self) -> None:
+        """Make an empty transaction, to see that one can be made. Raises StoreError."""
+        await self._database.write(lambda tx: tx.execute("SELECT 1").fetchone())
+
     # What clients do.
 
     async def add(self, new: NewTask) -> Task:
@@ -110,11 +115,10 @@ class Store:
 
         def cancel(tx: Transaction) -> Task:
             before = load(tx, task_id)
-            after = rules.cancel(before, reason, self.now())
-            if after is before:
-                return before
-            save(tx, before, after)
-            note(tx, after, "cancelled" if after.ended else "cancel_requested", by, reason)
+            after = rules.cancel(before, f"cancelled by {by}: {reason}" if reason else f"cancelled by {by}", self.now())
+            if after is not before:
+                save(tx, before, after)
+                note(tx, after, "cancelled" if after.ended else "cancel_requested", by, reason or None)
             return after
 
         return await self._database.write(cancel)
@@ -167,19 +171,19 @@ class Store:
 
         return await self._database.write(claim)
 
-    async def settle(self, task: Task, outcome: Outcome, started_at: int | None = None) -> Task | None:
-        """Record how an attempt ended. None: the task is no longer ours (or was to be deleted) and is left as it is."""
+    async def settle(self, task: Task, outcome: Outcome, started_at: int | None = None) -> bool:
+        """Record how an attempt ended; False: it is no longer ours, and nothing was written."""
 
-        def settle(tx: Transaction) -> Task | None:
+        def settle(tx: Transaction) -> bool:
             before = held(tx, task)
             if before is None:
-                return None
+                return False
             after = rules.settle(before, outcome, self.now(), started_at)
             if after.delete_requested:
-                delete(tx, before)
-                return None
+                return delete(tx, before)
             self._end_attempt(tx, before, after, outcome)
-            return save(tx, before, after)
+            save(tx, before, after)
+            return True
 
         return await self._database.write(settle)
 
@@ -232,6 +236,10 @@ class Store:
     async def others(self, owner: int) -> list[Peer]:
         """Every other server that is noted, or that rows still name."""
         return await self._database.read(lambda db: [Peer(*row) for row in db.execute(OTHERS, (owner,))])
+
+    async def stored(self, task_ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are stored."""
+        return await self._database.read(lambda db: {i for i in task_ids if db.execute(HAS, (i,)).fetchone()})
 
     async def purge(self, keep_ms: int, keep_failed_ms: int) -> int:
         """Delete ended tasks older than that; how many."""

@@ -126,7 +126,7 @@ class Worker:
     async def _settle(self, task: Task, outcome: Outcome, started_at: int | None) -> None:
         while True:
             try:
-                if await self._store.settle(task, outcome, started_at) is None:
+                if not await self._store.settle(task, outcome, started_at):
                     log.warning("task %s attempt %s is no longer ours; its end is dropped", task.id, task.attempt)
                 return
             except StoreError as error:

@@ -1,0 +1,5 @@
+"""`python -m taskorch`."""
+
+from taskorch.cli import main
+
+main()

@@ -1,0 +1,143 @@
+"""The running server: wires database, store, worker and MCP server together. The only file that knows both sides."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import anyio
+from mcp.server.lowlevel.server import Server
+from mcp.server.stdio import stdio_server
+
+from taskorch import __version__
+from taskorch.attempt import Kind
+from taskorch.command import Command, Policy
+from taskorch.config import Settings
+from taskorch.database import open_database
+from taskorch.handlers import load_handlers
+from taskorch.housekeeping import Housekeeper
+from taskorch.peers import Peers
+from taskorch.queries import Queries
+from taskorch.resources import Resources
+from taskorch.server import build_server, initialization
+from taskorch.service import Service
+from taskorch.store import Store
+from taskorch.worker import Worker
+
+DAY_MS = 86_400_000
+LAST_RESORT_SECONDS = 1.4  # the SDK's client sends SIGTERM 2.0 s after it has closed our stdin
+
+
+@dataclass(frozen=True)
+class App:
+    """Everything of a running server that a test or another front end may want."""
+
+    service: Service
+    worker: Worker
+    server: Server[Any]
+
+
+@asynccontextmanager
+async def running(settings: Settings, start: Path | None = None) -> AsyncGenerator[App]:
+    """Open the store, start the pool, and have the MCP server ready, until the block ends.
+
+    `start`: where commands run by default, the current folder if None. Raises StoreError, ImportError.
+    """
+    state = settings.state_dir
+    folder = state / "output"
+    command = Command(
+        folder, Policy(settings.allow_commands), settings.pass_env, settings.grace_seconds, start or Path.cwd()
+    )
+    command.max_attempts = settings.command_max_attempts
+    handlers: dict[str, Kind] = {**load_handlers(settings.handlers, settings.handler_max_attempts)}
+    claimable = handlers | ({"command": command} if command.policy.allows_any else {})
+    async with open_database(state / "taskorch.db") as database:
+        store = Store(database)
+        with Peers(state / "servers") as peers:
+            owner = await store.register(peers.uuid, os.getpid(), __version__, sorted(claimable))
+            worker = Worker(store, peers, owner, claimable, settings.concurrency, {"command": command})
+            service = Service(
+                store=store,
+                queries=Queries(database),
+                kinds=handlers | {"command": command},
+                output_folder=folder,
+                version=__version__,
+                slots=settings.concurrency,
+                busy=lambda: worker.busy,
+                timeout_seconds=settings.timeout_seconds,
+                on_server_exit=settings.on_server_exit,
+                wait_cap_seconds=settings.wait_cap_seconds,
+            )
+            resources = Resources(service)
+            housekeeper = Housekeeper(
+                store,
+                folder,
+                keep_ms=round(settings.keep_days * DAY_MS),
+                keep_failed_ms=round(settings.keep_failed_days * DAY_MS),
+                interval_seconds=settings.cleanup_interval_seconds,
+            )
+            async with anyio.create_task_group() as group:
+                for loop in (store.follow_others, resources.run, housekeeper.run):
+                    group.start_soon(loop)
+                app = App(service, worker, build_server(service, resources))
+                try:
+                    async with anyio.create_task_group() as pool:
+                        await pool.start(worker.run)
+                        try:
+                            yield app
+                        finally:
+                            worker.stop()
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await store.leave(owner)
+                group.cancel_scope.cancel()
+
+
+async def serve(settings: Settings) -> int:
+    """Serve MCP over stdin and stdout until stdin ends or a signal comes; the exit code (128 + signal).
+
+    Everything is settled, given back or let go within 1.5 s of either; a second signal leaves at once.
+    """
+    code = 0
+    async with stdio_server() as (read, write):
+        async with running(settings) as app, anyio.create_task_group() as group:
+
+            async def on_signal() -> None:
+                nonlocal code
+                with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                    async for number in signals:
+                        if code:
+                            leave(code)
+                        code = 128 + number
+                        _arm_last_resort(code)
+                        scope.cancel()
+
+            group.start_soon(on_signal)
+            with anyio.CancelScope() as scope:
+                await app.server.run(read, write, initialization(app.server))
+                _arm_last_resort(0)
+            app.worker.stop()
+            group.cancel_scope.cancel()
+        if code:
+            leave(code)  # the SDK's reader thread still blocks on stdin, and nothing else ends it
+    return code
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now, whatever threads still run."""
+    logging.shutdown()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(code)
+
+
+def _arm_last_resort(code: int) -> None:
+    timer = threading.Timer(LAST_RESORT_SECONDS, leave, [code])
+    timer.daemon = True
+    timer.start()

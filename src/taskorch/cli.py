@@ -1,0 +1,106 @@
+"""The command line. Without a subcommand it serves MCP over stdio. What needs the MCP SDK imports it when it runs."""
+
+import logging
+import os
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import anyio
+import typer
+from pydantic import ValidationError
+
+from taskorch import __version__
+from taskorch.config import PREFIX, Settings, load_settings, unknown_variables
+from taskorch.errors import TaskError, readable
+
+USAGE = 2  # exit code for what the caller can mend
+
+HINT = """\
+taskorch is an MCP server: a host (Claude Desktop, Claude Code, the MCP Inspector, ...) starts it and talks to it over
+stdin, so there is nothing to type here.
+
+  taskorch demo      see it at work
+  taskorch --help    options and settings
+
+To use it from a host, add this to its MCP configuration:
+
+  {"mcpServers": {"taskorch": {"command": "taskorch"}}}
+"""
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@cli.callback(invoke_without_command=True)
+def serve(
+    context: typer.Context,
+    state_dir: Annotated[Path | None, typer.Option(help="Where database, output and locks are kept.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="How many tasks run at once in this process.")] = None,
+    allow_commands: Annotated[
+        str | None, typer.Option(help="Programs that commands may run, comma-separated; * allows every program.")
+    ] = None,
+    handlers: Annotated[str | None, typer.Option(help="Python modules with handlers, comma-separated.")] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Durable background tasks for MCP clients, served over stdin and stdout.
+
+    Every option has a TASKORCH_ variable; the README lists all settings.
+    """
+    if version:
+        typer.echo(f"taskorch {__version__}")
+        return
+    if context.invoked_subcommand is not None:
+        return
+    flags = {"state_dir": state_dir, "concurrency": concurrency, "allow_commands": allow_commands, "handlers": handlers}
+    settings = _settings(flags)
+    if sys.platform == "win32":
+        _refuse("taskorch does not run on Windows yet: use Linux, macOS or WSL.")
+    if sys.stdin.isatty():
+        typer.echo(HINT, err=True)
+        raise typer.Exit(USAGE)
+    _serve(settings)
+
+
+@cli.command()
+def demo() -> None:
+    """Run a dozen tasks through a real server over stdio and show what becomes of them."""
+    from taskorch.demo import run_demo
+
+    raise typer.Exit(anyio.run(run_demo))
+
+
+def main() -> None:
+    """The `taskorch` command."""
+    cli(prog_name="taskorch")
+
+
+def _serve(settings: Settings) -> None:
+    from taskorch.app import leave, serve
+
+    try:
+        leave(anyio.run(serve, settings))
+    except (TaskError, ImportError, OSError) as error:
+        _refuse(f"could not start: {error}")
+
+
+def _settings(flags: Mapping[str, object]) -> Settings:
+    try:
+        settings = load_settings(**flags)
+    except ValidationError as error:
+        _refuse(f"a setting is wrong: {readable(error)} Set it by flag, by {PREFIX}… or in config.toml.")
+    except tomllib.TOMLDecodeError as error:
+        _refuse(f"config.toml cannot be read: {error}")
+    logging.basicConfig(
+        level=settings.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for name in unknown_variables(os.environ):
+        logging.getLogger(__name__).warning("the variable %s means nothing to taskorch", name)
+    return settings
+
+
+def _refuse(text: str) -> NoReturn:
+    """One readable line on stderr, and out."""
+    typer.echo(f"taskorch: {text}", err=True)
+    raise typer.Exit(USAGE)

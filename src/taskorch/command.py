@@ -1,0 +1,296 @@
+"""The `command` kind: which programs may run, how an attempt is started, followed, ended and adopted."""
+
+import os
+import shutil
+import signal
+from collections.abc import Mapping
+from errno import EACCES, EAGAIN, ENOENT, ENOMEM
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import anyio.to_thread
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from taskorch import output, supervised
+from taskorch.attempt import Attempt, Ending, Remains
+from taskorch.errors import InvalidInput, readable, shown
+from taskorch.supervised import Exit, Order, SpawnFailed, Supervised
+from taskorch.task import Cancelled, Completed, Failed, Interrupted, Outcome, Reason, Task
+
+PASSED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "SHELL", "TERM")
+DENIED = ("LD_", "DYLD_", "PYTHONSTARTUP", "BASH_ENV", "GIT_SSH_COMMAND")  # each runs other code than argv says
+ENV_BYTES = 65_536
+STOP_SECONDS = 0.5  # what an orderly server stop leaves a `stop` command after TERM
+NEVER_RETRIED = (126, 127)  # not executable, not found: it would fail again
+
+
+class CommandPayload(BaseModel):
+    """What a command task takes."""
+
+    model_config = ConfigDict(extra="forbid")
+    argv: Annotated[list[str], Field(min_length=1, max_length=1024)]
+    cwd: str | None = None
+    env: dict[str, str] = {}
+    stdin: str | None = None
+
+
+class NotAllowed(InvalidInput):
+    """The operator has not allowed that program; the text names the setting to change."""
+
+
+class Policy:
+    """Which programs may run: comma-separated names or absolute paths; `*` is every program. Fixed at server start.
+
+    A bare name allows only the file that PATH gives now, not one that appears in front of it later.
+    """
+
+    def __init__(self, allowed: str, path: str | None = None) -> None:
+        self.path = path if path is not None else os.environ.get("PATH", os.defpath)
+        self.names = [name for name in (part.strip() for part in allowed.split(",")) if name]
+        self._files = {shutil.which(name, path=self.path) for name in self.names if name != "*"}
+
+    @property
+    def allows_any(self) -> bool:
+        return bool(self.names)
+
+    def program(self, name: str) -> str:
+        """The absolute path of what `name` runs. Raises InvalidInput (not found) or NotAllowed."""
+        if not name:
+            raise InvalidInput("payload.argv[0] is empty; it must name a program, as in ['git', 'status'].")
+        if "/" in name and not name.startswith("/"):
+            raise InvalidInput(
+                f"payload.argv[0] {shown(name)} is a relative path; use a bare name or an absolute path."
+            )
+        if not self.names:
+            raise NotAllowed(self._refusal(name))
+        found = shutil.which(name, path=self.path)
+        if found is None:
+            where = "it does not exist or is not executable" if "/" in name else f"not found in PATH={self.path}"
+            raise InvalidInput(
+                f"payload.argv[0] {shown(name)}: {where}. Name an installed program or its absolute path."
+            )
+        if "*" not in self.names and found not in self._files:
+            raise NotAllowed(self._refusal(name))
+        return found
+
+    def _refusal(self, name: str) -> str:
+        line = ",".join([*self.names, name])
+        now = f"only {', '.join(self.names)} may run" if self.names else "no commands may run"
+        return (
+            f"The command {shown(name)} is not allowed: on this server {now}. Ask the user to set "
+            f"TASKORCH_ALLOW_COMMANDS={line} in the environment of taskorch (or * for every program) and to restart it."
+        )
+
+
+class Command:
+    """The kind. `folder`: where attempts keep their files, one folder each; `start`: where commands run by default."""
+
+    max_attempts = 1  # a command that a model wrote is seldom safe to repeat; it survives restarts by its shim instead
+    in_process = False
+
+    def __init__(self, folder: Path, policy: Policy, pass_env: str, grace_seconds: float, start: Path) -> None:
+        self.policy = policy
+        self._folder = folder
+        self._passed = tuple(filter(None, (name.strip() for name in pass_env.split(","))))
+        self._grace_seconds = grace_seconds
+        self._start = Path.home() if start == Path("/") else start
+        self._shim = supervised.compiled_shim(folder.parent / "cache")
+
+    def check(self, payload: Mapping[str, Any]) -> None:
+        """Raise InvalidInput when the payload is malformed or its program may not run here, now."""
+        self._parse(payload)
+
+    async def run(self, attempt: Attempt) -> Outcome | None:
+        task = attempt.task
+        folder = self.attempt_folder(task)
+        if attempt.adopted:
+            shim = Supervised.attach(folder)
+            return await (self._follow(attempt, shim) if shim else self._outcome(attempt))
+        try:
+            order = self._order(task)
+            _make_folder(folder)
+            shim = await Supervised.start(folder, self._shim)
+        except NotAllowed as error:
+            return Failed(Reason.NOT_ALLOWED, str(error), retryable=False)
+        except InvalidInput as error:
+            return Failed(Reason.INVALID_PAYLOAD, str(error), retryable=False)
+        except (SpawnFailed, OSError) as error:
+            return Failed(Reason.SPAWN_ERROR, str(error))
+        try:
+            if attempt.ending:
+                return _before_it_began(attempt.ending)
+            await shim.order(order)
+            return await self._follow(attempt, shim)
+        except SpawnFailed as error:
+            return Failed(Reason.SPAWN_ERROR, str(error))
+        finally:
+            shim.close()
+
+    async def inspect(self, task: Task) -> Remains:
+        folder = self.attempt_folder(task)
+        if supervised.exit_record(folder) or supervised.holder(folder) is not None:
+            return Remains.ADOPTABLE
+        ended, left = await anyio.to_thread.run_sync(supervised.end_leftovers, task.id, task.attempt)
+        if left:
+            return Remains.UNKNOWN
+        return Remains.NOTHING if ended or supervised.has_begun(folder) else Remains.NEVER_BEGUN
+
+    def attempt_folder(self, task: Task) -> Path:
+        return output.attempt_folder(self._folder, task.id, task.attempt)
+
+    # One attempt.
+
+    async def _follow(self, attempt: Attempt, shim: Supervised) -> Outcome | None:
+        """Wait for the shim's end, handing on every wish to end it; None when we let go of it."""
+        wished = anyio.Event()
+        attempt.on_end(lambda: wished.set())
+        let_go = False
+        async with anyio.create_task_group() as group:
+
+            async def steer() -> None:
+                nonlocal wished, let_go
+                asked = False
+                while not let_go:
+                    await wished.wait()
+                    wished = anyio.Event()
+                    let_go = attempt.ending is Ending.LOST or (attempt.stopping and _survives(attempt.task))
+                    if let_go:
+                        group.cancel_scope.cancel()
+                    elif not asked:
+                        asked = True
+                        shim.terminate()
+                    if attempt.stopping:
+                        await anyio.sleep(STOP_SECONDS)
+                        shim.kill()
+
+            group.start_soon(steer)
+            await shim.ended()
+            group.cancel_scope.cancel()
+        return None if let_go else await self._outcome(attempt)
+
+    async def _outcome(self, attempt: Attempt) -> Outcome:
+        """How the attempt ended, from its record; without one its shim was killed, and what it left is ended here."""
+        task = attempt.task
+        record = supervised.exit_record(self.attempt_folder(task))
+        if record is not None:
+            return self._ending(attempt, record)
+        begun = supervised.has_begun(self.attempt_folder(task))
+        ended, left = await anyio.to_thread.run_sync(supervised.end_leftovers, task.id, task.attempt)
+        if left:
+            text = f"its supervisor was killed and processes {', '.join(map(str, left))} could not be ended"
+            return Failed(Reason.WORKER_LOST, text, retryable=False)
+        if not begun and not ended:
+            return Interrupted("it had not begun")
+        return Failed(Reason.WORKER_LOST, f"its supervisor was killed; {_ended(ended)}")
+
+    def _ending(self, attempt: Attempt, record: Exit) -> Outcome:
+        if not record.tree_gone:
+            return Failed(Reason.WORKER_LOST, "some of its processes could not be ended", retryable=False)
+        match record.why:
+            case "timeout":
+                limit = f"it ran longer than {attempt.task.timeout_seconds:g} s; {_ended(record.killed)}"
+                return Failed(Reason.TIMEOUT, limit)
+            case "spawn_error":
+                return _spawn_error(record.errno or 0)
+            case "cancel" if attempt.ending is Ending.STOP and attempt.task.cancel_requested_at is None:
+                return Failed(Reason.INTERRUPTED, f"the server stopped; {_ended(record.killed)}")
+            case "cancel":
+                return Cancelled(f"its process tree was ended; {_ended(record.killed)}")
+            case "server_gone":
+                return Failed(Reason.INTERRUPTED, f"its server went away; {_ended(record.killed)}")
+            case _:
+                return self._exited(attempt.task, record)
+
+    def _exited(self, task: Task, record: Exit) -> Outcome:
+        if record.code == 0:
+            return Completed({"exit_code": 0, "output_bytes": record.bytes})
+        if record.signal is not None:
+            name = signal.Signals(record.signal).name if record.signal in set(signal.Signals) else "unknown"
+            code, text = 128 + record.signal, f"ended by signal {record.signal} ({name})"
+        else:
+            code, text = record.code or 0, f"exit code {record.code}"
+        last = output.last_line(self.attempt_folder(task))
+        return Failed(Reason.EXIT_CODE, f"{text}: {last}" if last else text, code, code not in NEVER_RETRIED)
+
+    # What to run.
+
+    def _order(self, task: Task) -> Order:
+        payload, program = self._parse(task.payload)
+        return Order(
+            program=program,
+            argv=tuple(payload.argv),
+            cwd=payload.cwd or str(self._start),
+            env=self._environment(task, payload),
+            stdin=payload.stdin,
+            timeout_seconds=task.timeout_seconds,
+            grace_seconds=self._grace_seconds,
+            on_server_exit=task.on_server_exit,
+        )
+
+    def _parse(self, raw: Mapping[str, Any]) -> tuple[CommandPayload, str]:
+        try:
+            payload = CommandPayload.model_validate(raw)
+        except ValidationError as error:
+            raise InvalidInput(readable(error, "payload", [*CommandPayload.model_fields])) from None
+        if payload.cwd is not None:
+            _check_folder(payload.cwd)
+        self._check_env(payload.env)
+        return payload, self.policy.program(payload.argv[0])
+
+    def _check_env(self, env: Mapping[str, str]) -> None:
+        if (size := sum(len(name) + len(value) for name, value in env.items())) > ENV_BYTES:
+            raise InvalidInput(f"payload.env has {size} characters; at most {ENV_BYTES} are allowed.")
+        for name in env:
+            if not name or "=" in name:
+                raise InvalidInput(f"payload.env {shown(name)} is not a variable's name; use names without '='.")
+            if name.startswith(DENIED) and name not in self._passed:
+                raise InvalidInput(
+                    f"payload.env {name} can make a program run other code, so it is refused. "
+                    f"If the user wants it, they set TASKORCH_PASS_ENV={name}."
+                )
+
+    def _environment(self, task: Task, payload: CommandPayload) -> dict[str, str]:
+        names = [name for name in os.environ if name in PASSED or name.startswith("LC_") or name in self._passed]
+        return {
+            **{name: os.environ[name] for name in names},
+            **payload.env,
+            "TASKORCH_TASK_ID": task.id,
+            "TASKORCH_ATTEMPT": str(task.attempt),
+            "TASKORCH_IDEMPOTENCY_KEY": task.id,
+        }
+
+
+def _survives(task: Task) -> bool:
+    return task.on_server_exit == "survive"
+
+
+def _check_folder(cwd: str) -> None:
+    if not os.path.isabs(cwd):
+        raise InvalidInput(f"payload.cwd {shown(cwd)} is relative; use an absolute path.")
+    if not os.path.isdir(cwd):
+        raise InvalidInput(f"payload.cwd {shown(cwd)} is not a folder; use one that exists.")
+
+
+def _make_folder(folder: Path) -> None:
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700)
+
+
+def _before_it_began(ending: Ending) -> Outcome | None:
+    match ending:
+        case Ending.CANCEL:
+            return Cancelled("it had not begun")
+        case Ending.STOP:
+            return Interrupted("the server stopped before it began")
+        case Ending.LOST:
+            return None
+
+
+def _spawn_error(number: int) -> Outcome:
+    text = f"the program could not be started: {os.strerror(number)}"
+    return Failed(Reason.SPAWN_ERROR, text, {ENOENT: 127, EACCES: 126}.get(number), number in (EAGAIN, ENOMEM))
+
+
+def _ended(processes: int) -> str:
+    return f"{processes} process{'' if processes == 1 else 'es'} had to be killed"

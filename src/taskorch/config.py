@@ -1,0 +1,74 @@
+"""Settings: flag, then environment (TASKORCH_…), then config.toml in the platform's config folder, then the default."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from platformdirs import user_config_path, user_state_path
+from pydantic import Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+PREFIX = "TASKORCH_"
+GIVEN_TO_COMMANDS = {"TASKORCH_TASK_ID", "TASKORCH_ATTEMPT", "TASKORCH_IDEMPOTENCY_KEY"}
+
+
+def default_concurrency() -> int:
+    """The number of CPUs this process may use, at least 2."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(2, cpus or 2)
+
+
+class Settings(BaseSettings):
+    """Each field is TASKORCH_ and its name in capitals, and a key of config.toml."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", env_ignore_empty=True)
+
+    state_dir: Annotated[Path, Field(description="database, output, locks")] = user_state_path("taskorch")
+    concurrency: Annotated[int, Field(ge=1, le=256, description="slots in this server process")] = default_concurrency()
+    allow_commands: Annotated[str, Field(description="programs that may run, comma-separated; * is all")] = ""
+    pass_env: Annotated[str, Field(description="further variables that commands inherit, comma-separated")] = ""
+    handlers: Annotated[str, Field(description="Python modules with handlers, comma-separated")] = ""
+    timeout_seconds: Annotated[float, Field(gt=0, le=86_400, description="default limit of one attempt")] = 3600
+    command_max_attempts: Annotated[int, Field(ge=1, le=100, description="default starts of a command")] = 1
+    handler_max_attempts: Annotated[int, Field(ge=1, le=100, description="default starts of a handler")] = 3
+    on_server_exit: Annotated[
+        Literal["survive", "stop"], Field(description="default: what commands do when the server goes away")
+    ] = "survive"
+    grace_seconds: Annotated[float, Field(ge=0, le=60, description="between TERM and KILL")] = 5
+    wait_cap_seconds: Annotated[float, Field(ge=1, le=3600, description="longest wait of one call")] = 50
+    keep_days: Annotated[float, Field(gt=0, description="how long completed and cancelled tasks are kept")] = 7
+    keep_failed_days: Annotated[float, Field(gt=0, description="how long failed tasks are kept")] = 30
+    cleanup_interval_seconds: Annotated[float, Field(ge=1, description="how often old tasks are removed")] = 3600
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="what goes to stderr")] = (
+        "WARNING"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file())
+
+
+def config_file() -> Path:
+    return user_config_path("taskorch") / "config.toml"
+
+
+def load_settings(**flags: Any) -> Settings:
+    """The settings, with the given flags (None: not given) on top.
+
+    Raises pydantic's ValidationError, and tomllib's TOMLDecodeError for a malformed file.
+    """
+    return Settings(**{name: value for name, value in flags.items() if value is not None})
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """TASKORCH_ variables that mean nothing: misspelt, most likely."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | GIVEN_TO_COMMANDS
+    return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)

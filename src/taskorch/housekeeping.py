@@ -1,0 +1,76 @@
+"""Retention: ended tasks past their time are deleted, and the output of tasks that are gone with them."""
+
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from taskorch.errors import StoreError
+from taskorch.store import Change, Store
+
+STRAY_SECONDS = 60.0  # a folder younger than this may belong to a task that another server creates just now
+
+log = logging.getLogger(__name__)
+
+
+class Housekeeper:
+    """`run` cleans up now and then, and follows every deletion. `folder`: where tasks keep their output."""
+
+    def __init__(
+        self, store: Store, folder: Path, *, keep_ms: int, keep_failed_ms: int, interval_seconds: float
+    ) -> None:
+        self._store = store
+        self._folder = folder
+        self._keep_ms = keep_ms
+        self._keep_failed_ms = keep_failed_ms
+        self._interval_seconds = interval_seconds
+        self._gone: list[str] = []
+        self._bell = anyio.Event()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        with self._store.listening(self._heard):
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._remove_output)
+                while True:
+                    await self.clean()
+                    await anyio.sleep(self._interval_seconds)
+
+    async def clean(self) -> None:
+        """Delete what is past retention, and folders that no task owns (a crash may come between row and files)."""
+        try:
+            await self._store.purge(self._keep_ms, self._keep_failed_ms)
+            found = await anyio.to_thread.run_sync(_old_folders, self._folder)
+            stored = await self._store.stored(found)
+            await anyio.to_thread.run_sync(_remove, self._folder, [name for name in found if name not in stored])
+        except (StoreError, OSError) as error:
+            log.warning("cleaning up: %s", error)
+
+    def _heard(self, changes: Sequence[Change]) -> None:
+        gone = [task_id for task_id, task in changes if task is None]
+        if gone:
+            self._gone += gone
+            self._bell.set()
+
+    async def _remove_output(self) -> None:
+        while True:
+            await self._bell.wait()
+            self._bell = anyio.Event()
+            gone, self._gone = self._gone, []
+            await anyio.to_thread.run_sync(_remove, self._folder, gone)
+
+
+def _old_folders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    oldest = time.time() - STRAY_SECONDS
+    return [entry.name for entry in folder.iterdir() if entry.stat().st_mtime < oldest]
+
+
+def _remove(folder: Path, task_ids: Sequence[str]) -> None:
+    for task_id in task_ids:
+        shutil.rmtree(folder / task_id, ignore_errors=True)

@@ -1,0 +1,190 @@
+"""The same facts as resources: reading, listing, completing, and telling subscribers of both protocol eras."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import mcp_types as mt
+from mcp.server.context import ServerRequestContext
+from mcp.server.session import ServerSession
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourceUpdated
+from mcp.shared.exceptions import MCPError
+
+from taskorch import output
+from taskorch.errors import NotFound, TaskError, shown
+from taskorch.health import stats_reply
+from taskorch.queries import FULL_ID, Filters
+from taskorch.replies import full_reply, list_reply, output_reply
+from taskorch.rows import dumps
+from taskorch.service import Service
+from taskorch.store import Change
+from taskorch.task import Status, Task
+
+Ctx = ServerRequestContext[Any]
+
+RECENT, FAILED, STATS = "tasks://recent", "tasks://failed", "tasks://stats"
+TASK, OUTPUT = "task://{task_id}", "task://{task_id}/output"
+URI = re.compile(rf"task://({FULL_ID.pattern})(/output)?")
+ROWS = 20
+COALESCE_SECONDS = 0.1  # changes that come together are told once
+
+STATIC = (
+    (RECENT, "Recent tasks", f"The newest {ROWS} tasks and counts of each status."),
+    (FAILED, "Failed tasks", f"The newest {ROWS} failed tasks."),
+    (STATS, "Statistics", "Counts, durations, workers, health."),
+)
+TEMPLATES = (
+    (TASK, "A task", "Everything about one task, with its history.", "application/json"),
+    (OUTPUT, "A task's output", "The end of what a command wrote.", "text/plain"),
+)
+
+log = logging.getLogger(__name__)
+
+
+class Resources:
+    """`run` tells subscribers; the other methods answer requests."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._bus = InMemorySubscriptionBus()
+        self._listen = ListenHandler(self._bus)
+        self._listeners: Counter[str] = Counter()  # 2026-07-28: how many streams listen to a URI
+        self._sessions: dict[str, ServerSession] = {}  # 2025-11-25: who subscribed to it (one connection on stdio)
+        self._seen: dict[str, tuple[int, int]] = {}  # what a subscribed task looked like when it was last told
+        self._pending: set[str] = set()
+        self._look = False
+        self._bell = anyio.Event()
+
+    async def list(self, ctx: Ctx, params: mt.PaginatedRequestParams | None) -> mt.ListResourcesResult:
+        resources = [
+            mt.Resource(uri=uri, name=title, title=title, description=text, mime_type="application/json")
+            for uri, title, text in STATIC
+        ]
+        return mt.ListResourcesResult(resources=resources)
+
+    async def templates(self, ctx: Ctx, params: mt.PaginatedRequestParams | None) -> mt.ListResourceTemplatesResult:
+        templates = [
+            mt.ResourceTemplate(uri_template=uri, name=title, title=title, description=text, mime_type=mime_type)
+            for uri, title, text, mime_type in TEMPLATES
+        ]
+        return mt.ListResourceTemplatesResult(resource_templates=templates)
+
+    async def read(self, ctx: Ctx, params: mt.ReadResourceRequestParams) -> mt.ReadResourceResult:
+        uri = str(params.uri)
+        try:
+            mime_type, text = await self._content(uri)
+        except NotFound:
+            raise _missing(ctx, uri) from None
+        except TaskError as error:
+            raise MCPError(mt.INTERNAL_ERROR, str(error), {"uri": uri}) from None
+        return mt.ReadResourceResult(contents=[mt.TextResourceContents(uri=uri, mime_type=mime_type, text=text)])
+
+    async def complete(self, ctx: Ctx, params: mt.CompleteRequestParams) -> mt.CompleteResult:
+        found: list[str] = []
+        if isinstance(params.ref, mt.ResourceTemplateReference) and params.argument.name == "task_id":
+            words = await self._service.queries.suggest(params.argument.value, 101)
+            found = [word for word in words if FULL_ID.fullmatch(word)]
+        values = found[:100]
+        return mt.CompleteResult(completion=mt.Completion(values=values, total=None, has_more=len(found) > 100))
+
+    async def subscribe(self, ctx: Ctx, params: mt.SubscribeRequestParams) -> mt.EmptyResult:
+        uri = str(params.uri)
+        if uri not in (RECENT, FAILED, STATS) and not URI.fullmatch(uri):
+            raise _missing(ctx, uri)
+        self._sessions[uri] = ctx.session
+        return mt.EmptyResult()
+
+    async def unsubscribe(self, ctx: Ctx, params: mt.UnsubscribeRequestParams) -> mt.EmptyResult:
+        self._sessions.pop(str(params.uri), None)
+        return mt.EmptyResult()
+
+    async def listen(self, ctx: Ctx, params: mt.SubscriptionsListenRequestParams) -> mt.SubscriptionsListenResult:
+        wanted = [str(uri) for uri in params.notifications.resource_subscriptions or ()]
+        self._listeners.update(wanted)
+        try:
+            return await self._listen(ctx, params)
+        finally:
+            self._listeners.subtract(wanted)
+            self._listeners += Counter()  # forget those at zero
+
+    async def run(self) -> None:
+        """Tell subscribers what changed, in this process or in another; ends by cancellation."""
+        with self._service.store.listening(self._heard):
+            while True:
+                await self._bell.wait()
+                await anyio.sleep(COALESCE_SECONDS)
+                self._bell = anyio.Event()
+                if self._look:
+                    self._look = False
+                    await self._find_foreign()
+                pending, self._pending = self._pending, set()
+                for uri in sorted(pending):
+                    await self._tell(uri)
+
+    # Telling.
+
+    def _heard(self, changes: Sequence[Change]) -> None:
+        wanted = self._listeners.keys() | self._sessions.keys()
+        if not wanted:
+            return
+        for task_id, task in changes:
+            self._touch(task_id, task, wanted)
+        self._look = self._look or not changes
+        if self._pending or self._look:
+            self._bell.set()
+
+    def _touch(self, task_id: str, task: Task | None, wanted: set[str]) -> None:
+        uris = {RECENT, STATS, f"task://{task_id}", f"task://{task_id}/output"}
+        if task is None or task.status is Status.FAILED:
+            uris.add(FAILED)
+        if f"task://{task_id}" in wanted and task is not None:
+            self._seen[task_id] = (task.version, task.updated_at)
+        self._pending |= uris & wanted
+
+    async def _find_foreign(self) -> None:
+        """Another process changed something: which of the subscribed tasks look other than when they were last told?"""
+        wanted = self._listeners.keys() | self._sessions.keys()
+        ids = [match[1] for uri in wanted if (match := URI.fullmatch(uri))]
+        for task in await self._service.queries.get_many(ids):
+            if self._seen.get(task.id) != (task.version, task.updated_at):
+                self._touch(task.id, task, wanted)
+        self._pending |= {RECENT, FAILED, STATS} & wanted
+
+    async def _tell(self, uri: str) -> None:
+        await self._bus.publish(ResourceUpdated(uri=uri))
+        if session := self._sessions.get(uri):
+            try:
+                await session.send_resource_updated(uri)
+            except Exception:  # the connection is going away: nobody to tell any more
+                log.debug("could not tell of %s", uri, exc_info=True)
+                self._sessions.pop(uri, None)
+
+    # Reading.
+
+    async def _content(self, uri: str) -> tuple[str, str]:
+        service = self._service
+        if uri == STATS:
+            return "application/json", dumps((await stats_reply(service)).facts)
+        if uri in (RECENT, FAILED):
+            filters = Filters(status=Status.FAILED if uri == FAILED else None)
+            page = await service.queries.page(filters, ROWS, None)
+            return "application/json", dumps(list_reply(page, None, await service.view()).facts)
+        match = URI.fullmatch(uri)
+        if match is None:
+            raise NotFound(f"No resource {shown(uri)}.")
+        task = await service.queries.get(match[1])
+        folder = output.attempt_folder(service.output_folder, task.id, task.attempt)
+        if match[2]:
+            part = await anyio.to_thread.run_sync(output.read, folder)
+            return "text/plain", output_reply(task, task.attempt, part, None).text
+        history = await service.queries.history(task)
+        return "application/json", dumps(full_reply(task, history, await service.view(), None).facts)
+
+
+def _missing(ctx: Ctx, uri: str) -> MCPError:
+    code = mt.INVALID_PARAMS if ctx.protocol_version >= "2026-07-28" else -32002
+    return MCPError(code, f"Resource not found: {shown(uri)}", {"uri": uri})

@@ -1,0 +1,259 @@
+"""A shim seen from the server: starting one, steering it, waiting for its end, and what it left on disk."""
+
+import fcntl
+import json
+import os
+import py_compile
+import signal
+import struct
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+_LET_GO: list[subprocess.Popen[bytes]] = []  # shims that go on without us; subprocess warns when it forgets one
+SHIM = Path(__file__).with_name("shim.py")
+HELLO_SECONDS = 5.0
+POLL_SECONDS = 0.1  # how often a shim is looked at where there is no pidfd
+LEFTOVER_SECONDS = 2.0
+RECORD_BYTES = 4096  # an exit.json larger than this was not written by a shim
+
+# `struct flock` begins type, whence, start, length, pid on Linux and start, length, pid, type, whence on macOS.
+_FLOCK, _PID = ("hhqqi4x", 4) if sys.platform == "linux" else ("qqihh", 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """What a shim put on record when its command had ended. `why`: exit timeout cancel server_gone spawn_error."""
+
+    why: str
+    code: int | None
+    signal: int | None
+    errno: int | None
+    tree_gone: bool
+    killed: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a shim shall run."""
+
+    program: str
+    argv: tuple[str, ...]
+    cwd: str
+    env: dict[str, str]
+    stdin: str | None
+    timeout_seconds: float
+    grace_seconds: float
+    on_server_exit: str
+
+    def encode(self) -> bytes:
+        """Records of one letter, a value and NUL, as shim.py reads them; it starts the command at the last, `G`."""
+        records = [f"x{self.program}", f"c{self.cwd}", f"t{self.timeout_seconds}", f"g{self.grace_seconds}"]
+        records += [f"s{self.on_server_exit}"]
+        records += [f"a{item}" for item in self.argv]
+        records += [f"e{name}={value}" for name, value in self.env.items()]
+        records += [] if self.stdin is None else [f"i{self.stdin}"]
+        return "\0".join([*records, "G", ""]).encode("utf-8", "surrogateescape")
+
+
+class SpawnFailed(Exception):
+    """The shim itself did not come up; nothing was started."""
+
+
+class Supervised:
+    """A shim at work. `pipe`: its command pipe, or -1 when another server started it. Close it when done."""
+
+    def __init__(self, folder: Path, pid: int, pipe: int, process: subprocess.Popen[bytes] | None) -> None:
+        self.folder = folder
+        self._pid = pid
+        self._pipe = pipe
+        self._process = process
+        self._pidfd = _pidfd(pid)
+
+    @classmethod
+    async def start(cls, folder: Path, shim: Path) -> "Supervised":
+        """Start a shim that waits for its order, its lock held. Raises SpawnFailed."""
+        try:
+            process = await anyio.to_thread.run_sync(_spawn, folder, shim)
+        except OSError as error:
+            raise SpawnFailed(f"the supervisor could not be started: {error}") from error
+        assert process.stdin and process.stdout
+        hello = b""
+        with process.stdout as stdout, anyio.move_on_after(HELLO_SECONDS):
+            await anyio.wait_readable(stdout.fileno())
+            hello = os.read(stdout.fileno(), 2)
+        pipe = os.dup(process.stdin.fileno())
+        process.stdin.close()
+        started = cls(folder, process.pid, pipe, process)
+        if not hello.startswith(b"L"):
+            process.kill()
+            await started.ended()
+            started.close()
+            raise SpawnFailed("the supervisor did not come up; see free memory, disk and the limit on processes")
+        return started
+
+    @classmethod
+    def attach(cls, folder: Path) -> "Supervised | None":
+        """The shim of an attempt whose server died; None when it is gone."""
+        pid = holder(folder)
+        if pid is None:
+            return None
+        found = cls(folder, pid, -1, None)
+        if holder(folder) != pid:  # it left between the look and the pidfd: the number may be another's by now
+            found.close()
+            return None
+        return found
+
+    async def order(self, order: Order) -> None:
+        """Hand over what to run; from then on it runs. Raises SpawnFailed when the shim is gone."""
+        try:
+            await anyio.to_thread.run_sync(_write_all, self._pipe, order.encode())
+        except OSError as error:
+            raise SpawnFailed(f"the supervisor went away: {error}") from error
+
+    def terminate(self) -> None:
+        """TERM to the command's group, and after the grace the whole tree is killed."""
+        self._tell(b"T")
+
+    def kill(self) -> None:
+        """End the whole tree now. (To an adopted shim a second TERM means the same.)"""
+        self._tell(b"K")
+
+    async def ended(self) -> None:
+        """Return when the shim has exited; its record, if any, is on disk then."""
+        if self._pidfd >= 0:
+            await anyio.wait_readable(self._pidfd)
+        while not self._gone():  # noqa: ASYNC110  # without a pidfd nothing tells
+            await anyio.sleep(POLL_SECONDS)
+
+    def close(self) -> None:
+        """Let go: a closed pipe tells a shim that its server is gone."""
+        for fd in (self._pipe, self._pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self._pipe = self._pidfd = -1
+        if self._process is not None and self._process.poll() is None:
+            _LET_GO.append(self._process)
+
+    def _tell(self, command: bytes) -> None:
+        with suppress(OSError):  # it has ended meanwhile
+            if self._pipe >= 0:
+                os.write(self._pipe, command)
+            elif holder(self.folder) == self._pid:
+                os.kill(self._pid, signal.SIGTERM)
+
+    def _gone(self) -> bool:
+        if self._process is not None:
+            return self._process.poll() is not None
+        return holder(self.folder) != self._pid
+
+
+def holder(folder: Path) -> int | None:
+    """The pid that holds an attempt's shim lock, None when nobody does."""
+    try:
+        fd = os.open(folder / "shim.lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        query = struct.pack(_FLOCK, *([fcntl.F_WRLCK, 0, 0, 0, 0] if _PID == 4 else [0, 0, 0, fcntl.F_WRLCK, 0]))
+        answer = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, query))
+    finally:
+        os.close(fd)
+    kind = answer[0] if _PID == 4 else answer[3]
+    return None if kind == fcntl.F_UNLCK else answer[_PID]
+
+
+def exit_record(folder: Path) -> Exit | None:
+    """What the shim left when it ended; None when there is no (sound) record."""
+    try:
+        fd = os.open(folder / "exit.json", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with os.fdopen(fd, "rb") as file:
+            record: dict[str, Any] = json.loads(file.read(RECORD_BYTES))
+        fields = ("why", "code", "signal", "errno", "tree_gone", "killed", "bytes")
+        return Exit(*(record[name] for name in fields))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the shim has noted a child, that is, started the command."""
+    try:
+        return len((folder / "shim.lock").read_text().splitlines()) > 1
+    except (OSError, ValueError):
+        return False
+
+
+def end_leftovers(task_id: str, attempt: int) -> tuple[int, list[int]]:
+    """Kill what a killed shim left, found by the marker in its environment: how many, and who could not be ended.
+
+    Blocks for 2 s at most. Linux only; elsewhere nothing is found.
+    """
+    seen: set[int] = set()
+    deadline = time.monotonic() + LEFTOVER_SECONDS
+    while (left := _marked(task_id, attempt)) and time.monotonic() < deadline:
+        for pid in left:
+            seen.add(pid)
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)  # in a worker thread
+    return len(seen), left
+
+
+def compiled_shim(folder: Path) -> Path:
+    """The shim's byte code for this interpreter, made once: compiling it at every start costs more than its run."""
+    stamp = SHIM.stat().st_mtime_ns
+    target = folder / f"shim-{stamp:x}.{sys.implementation.cache_tag}.pyc"
+    if not target.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        py_compile.compile(str(SHIM), cfile=str(target), doraise=True)
+    return target
+
+
+def _spawn(folder: Path, shim: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(shim), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env={},
+        start_new_session=True,
+        bufsize=0,
+    )
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _pidfd(pid: int) -> int:
+    if sys.platform != "linux":
+        return -1
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # gone already, or a kernel without it
+        return -1
+
+
+def _marked(task_id: str, attempt: int) -> list[int]:
+    marks = {f"TASKORCH_TASK_ID={task_id}".encode(), f"TASKORCH_ATTEMPT={attempt}".encode()}
+    found: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if marks <= set((entry / "environ").read_bytes().split(b"\0")) and not _is_zombie(entry):
+                found.append(int(entry.name))
+    return found
+
+
+def _is_zombie(entry: Path) -> bool:
+    return (entry / "stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
