@@ -41,11 +41,15 @@ log = logging.getLogger(__name__)
 
 
 class Transaction(sqlite3.Connection):
-    """What a transaction function gets: the connection, and a list of what it changed, told to listeners on commit."""
+    """What a transaction function gets: the connection, and lists of what it did.
+
+    `changed` is told to listeners after the commit; `moved` is what `before_commit` keeps the counts by.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.changed: list[Any] = []
+        self.moved: list[Any] = []
 
 
 @dataclass(slots=True)
@@ -57,9 +61,13 @@ class _Write:
 
 
 class Database:
-    """Open it with `open_database`. `on_commit` is called in the event loop with what each commit changed."""
+    """Open it with `open_database`.
+
+    `before_commit` runs inside each transaction, last; `on_commit` is called in the event loop with what it changed.
+    """
 
     def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
+        self.before_commit: Callable[[Transaction], None] = _ignore
         self.on_commit: Callable[[list[Any]], None] = _ignore
         self._writer = writer
         self._reader = reader
@@ -128,11 +136,13 @@ class Database:
 
     def _run(self, tx: Transaction, batch: list[_Write]) -> list[Any]:
         """On the connection's thread: one BEGIN, each function in its own savepoint, one COMMIT."""
-        tx.changed = []
+        tx.changed, tx.moved = [], []
         begin(tx, lambda: self._closing)
         try:
             for write in batch:
                 _apply(tx, write)
+            if tx.moved:
+                self.before_commit(tx)
             tx.execute("COMMIT")
         except BaseException:
             if tx.in_transaction:  # a full disk or an I/O error may have rolled back already
@@ -185,7 +195,7 @@ def begin(connection: sqlite3.Connection, stopping: Callable[[], bool] = lambda:
 
 
 def _apply(tx: Transaction, write: _Write) -> None:
-    told = len(tx.changed)
+    told, moved = len(tx.changed), len(tx.moved)
     tx.execute("SAVEPOINT one")
     try:
         write.result = write.function(tx)
@@ -194,7 +204,7 @@ def _apply(tx: Transaction, write: _Write) -> None:
             raise
         tx.execute("ROLLBACK TO one")
         write.error = _store_error(error) if isinstance(error, sqlite3.Error) else error
-        del tx.changed[told:]
+        del tx.changed[told:], tx.moved[moved:]
     tx.execute("RELEASE one")
 
 
@@ -313,5 +323,5 @@ def _store_error(error: BaseException) -> TaskError:
     return StoreError(f"The store failed: {error}. Nothing was changed; see the server's log and the state folder.")
 
 
-def _ignore(_: list[Any]) -> None:
+def _ignore(_: Any) -> None:
     """Nobody listens."""

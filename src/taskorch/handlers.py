@@ -78,14 +78,18 @@ class Handler:
             payload = self._parse(attempt.task.payload)
         except InvalidInput as error:
             return Failed(Reason.INVALID_PAYLOAD, str(error), retryable=False)
-        with anyio.CancelScope() as scope:
+        with anyio.CancelScope(deadline=anyio.current_time() + attempt.task.timeout_seconds) as scope:
             attempt.on_end(lambda: _end(attempt, scope))
-            with anyio.move_on_after(attempt.task.timeout_seconds):
-                return await self._outcome(attempt, payload)
-            return Failed(Reason.TIMEOUT, f"it ran longer than {attempt.task.timeout_seconds:g} s")
-        if attempt.ending is Ending.STOP:
-            return Interrupted("the server stopped")
-        return None if attempt.ending is Ending.LOST else Cancelled()
+            return await self._outcome(attempt, payload)
+        match attempt.ending:
+            case Ending.CANCEL:
+                return Cancelled()
+            case Ending.STOP:
+                return Interrupted("the server stopped")
+            case Ending.LOST:
+                return None
+            case None:
+                return Failed(Reason.TIMEOUT, f"it ran longer than {attempt.task.timeout_seconds:g} s")
 
     async def inspect(self, task: Task) -> Remains:
         return Remains.NOTHING  # it ran inside its server, and went with it
@@ -154,7 +158,7 @@ def load_handlers(modules: str, max_attempts: int = MAX_ATTEMPTS) -> dict[str, H
 
 def _end(attempt: Attempt, scope: anyio.CancelScope) -> None:
     if attempt.ending is Ending.STOP:
-        scope.deadline = anyio.current_time() + STOP_SECONDS
+        scope.deadline = min(scope.deadline, anyio.current_time() + STOP_SECONDS)
     else:
         scope.cancel()
 

@@ -2,12 +2,14 @@
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 from taskorch.database import Transaction
 from taskorch.errors import NotFound
+from taskorch.rules import with_values
 from taskorch.task import Error, Priority, Progress, Reason, Status, Task
 
 COLUMNS = tuple(Task.__dataclass_fields__)
@@ -15,7 +17,12 @@ SELECT = f"SELECT {', '.join(COLUMNS)} FROM tasks"
 BY_SEQ = f"{SELECT} WHERE seq = ? AND id = ?"
 BY_ID = f"{SELECT} WHERE id = ?"
 INSERT = f"INSERT INTO tasks({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+COMPLETE = """UPDATE tasks SET status = 'completed', owner = NULL, result = ?, started_at = ?, finished_at = ?,
+  updated_at = ?, version = version + 1
+  WHERE seq = ? AND id = ? AND status = 'working' AND attempt = ? AND owner = ? AND delete_requested = 0
+  RETURNING priority, rank, labels, progress, version"""
 DELETE = "DELETE FROM tasks WHERE seq = ? AND id = ? AND version = ?"
+COUNT = "UPDATE counts SET tasks = tasks + ? WHERE status = ? AND priority = ?"
 NOTE = "INSERT INTO events(task, at, event, by, detail) VALUES (?, ?, ?, ?, ?)"
 
 _STATUSES = {str(status): status for status in Status}
@@ -29,7 +36,7 @@ def dumps(value: Any) -> str:
 
 def from_row(row: tuple[Any, ...]) -> Task:
     task = object.__new__(Task)
-    values = task.__dict__  # as in task._with: a copy in one step
+    values = task.__dict__  # as in rules.with_values: a copy in one step
     values.update(zip(COLUMNS, row, strict=True))
     values["payload"] = json.loads(values["payload"])
     values["status"] = _STATUSES[values["status"]]
@@ -65,10 +72,41 @@ def held(tx: Transaction, task: Task) -> Task | None:
     return now if same else None
 
 
-def insert(tx: Transaction, task: Task) -> Task:
-    tx.execute(INSERT, tuple(_encode(name, task.__dict__[name], task.status) for name in COLUMNS))
-    tx.changed.append((task.id, task))
-    return task
+def complete(tx: Transaction, task: Task, after: Task) -> bool:
+    """Write the most frequent end without loading the row; False: the fence, or a wish to delete, is against it.
+
+    What may have changed since the claim and is not in the fence comes back from the row, for those who listen.
+    """
+    values = (dumps(after.result), after.started_at, after.finished_at, after.updated_at)
+    row = tx.execute(COMPLETE, (*values, task.seq, task.id, task.attempt, task.owner)).fetchone()
+    if row is None:
+        return False
+    priority, rank, labels, progress, version = row
+    now = {
+        "priority": _PRIORITIES[priority],
+        "rank": rank,
+        "labels": tuple(json.loads(labels)) if labels else (),
+        "progress": Progress(**json.loads(progress)) if progress else None,
+    }
+    changed(tx, with_values(task, **now), with_values(after, **now, version=version))
+    return True
+
+
+def insert(tx: Transaction, task: Task, values: list[Any]) -> Task:
+    """Store a new task, encoded beforehand by `to_values`; it gets the next place in the order of arrival."""
+    seq = tx.execute(INSERT, values).lastrowid
+    return changed(tx, None, with_values(task, seq=seq))
+
+
+def to_values(task: Task) -> list[Any]:
+    """The row of a new task, its place still open."""
+    row = task.__dict__
+    values = [row[name] for name in COLUMNS]
+    for place, encode in _ENCODED:
+        if values[place] is not None:
+            values[place] = encode(values[place])
+    values[0] = None
+    return values
 
 
 def save(tx: Transaction, before: Task, after: Task) -> Task:
@@ -82,10 +120,26 @@ def save(tx: Transaction, before: Task, after: Task) -> Task:
         names += ("result",)  # None is a result too
     if names:
         values = [_encode(name, new[name], after.status) for name in names]
-        fence = (before.seq, before.id, before.status, before.attempt, before.owner)
-        if tx.execute(_update(names), (*values, *fence)).rowcount != 1:
+        if tx.execute(_update(names), (*values, *_fence(before))).rowcount != 1:
             raise NotFound(f"Task {before.label} was changed by another server. Read it again with get_task.")
+    return changed(tx, before, after)
+
+
+def save_all(tx: Transaction, moves: Sequence[tuple[Task, Task]], names: tuple[str, ...]) -> None:
+    """Save many moves of one sort, whose rows this transaction has read: `names` are the columns that it changes."""
+    values = [
+        (*(_encode(name, after.__dict__[name], after.status) for name in names), *_fence(before))
+        for before, after in moves
+    ]
+    tx.executemany(_update(names), values)
+    for before, after in moves:
+        changed(tx, before, after)
+
+
+def changed(tx: Transaction, before: Task | None, after: Task) -> Task:
+    """Note a change that was written, for the counts and the listeners."""
     tx.changed.append((after.id, after))
+    tx.moved.append((before, after))
     return after
 
 
@@ -94,12 +148,28 @@ def delete(tx: Transaction, task: Task) -> bool:
     removed = tx.execute(DELETE, (task.seq, task.id, task.version)).rowcount == 1
     if removed:
         tx.changed.append((task.id, None))
+        tx.moved.append((task, None))
     return removed
 
 
 def note(tx: Transaction, task: Task, event: str, by: str, detail: str | None = None) -> None:
     """Record a change that is neither a start nor an end: who made it and why."""
     tx.execute(NOTE, (task.seq, task.updated_at, event, by, detail))
+
+
+def keep_counts(tx: Transaction) -> None:
+    """Before the commit: bring the counts up to date with what the transaction did, a few statements for all of it."""
+    deltas: Counter[tuple[str, int]] = Counter()
+    for before, after in tx.moved:
+        if before is not None:
+            deltas[before.status, before.priority] -= 1
+        if after is not None:
+            deltas[after.status, after.priority] += 1
+    tx.executemany(COUNT, [(n, status, priority) for (status, priority), n in deltas.items() if n])
+
+
+def _fence(before: Task) -> tuple[Any, ...]:
+    return before.seq, before.id, before.status, before.attempt, before.owner
 
 
 @cache
@@ -131,3 +201,4 @@ _ENCODERS: dict[str, Callable[[Any], Any]] = {
     "error": _encode_error,
     "progress": _encode_progress,
 }
+_ENCODED = [(COLUMNS.index(name), encode) for name, encode in _ENCODERS.items()]

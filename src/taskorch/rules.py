@@ -18,6 +18,7 @@ from taskorch.task import (
     NewTask,
     Outcome,
     Phase,
+    Priority,
     Progress,
     Reason,
     Status,
@@ -44,38 +45,24 @@ EDITABLE_WORKING = frozenset({"priority", "labels"})
 
 def create(new: NewTask, *, seq: int, task_id: str, now: int) -> Task:
     """A new waiting task, in the ready index if it may run now."""
-    later = new.run_at is not None and new.run_at > now
-    return Task(
+    return with_values(
+        _BLANK,
         seq=seq,
         id=task_id,
         name=new.name,
         kind=new.kind,
         payload=new.payload,
-        status=Status.WAITING,
         priority=new.priority,
         rank=int(new.priority),
-        ready=not later,
-        paused=False,
-        attempt=0,
+        ready=new.run_at is None or new.run_at <= now,
         max_attempts=new.max_attempts,
-        interruptions=0,
-        owner=None,
         timeout_seconds=new.timeout_seconds,
         on_server_exit=new.on_server_exit,
         labels=new.labels,
-        progress=None,
-        result=None,
-        error=None,
         run_at=new.run_at,
         expires_at=new.expires_at,
-        cancel_requested_at=None,
-        cancel_reason=None,
-        delete_requested=False,
         created_at=now,
         updated_at=now,
-        started_at=None,
-        finished_at=None,
-        version=1,
     )
 
 
@@ -206,17 +193,17 @@ def edit(task: Task, changes: Mapping[str, Any], expected_version: int | None, n
     edited = _move(task, task.status, now, **fields)
     if edited.run_at is not None and edited.expires_at is not None and edited.expires_at <= edited.run_at:
         raise Conflict(f"{task.label} would expire before it may start. Set expires_at after run_at.")
-    return _with(edited, ready=may_run(edited, now)) if task.status is Status.WAITING else edited
+    return with_values(edited, ready=may_run(edited, now)) if task.status is Status.WAITING else edited
 
 
 def file(task: Task, now: int) -> Task:
     """Enter or leave the ready index. Not a change that anybody sees: version and updated_at stay."""
-    return _with(task, ready=may_run(task, now))
+    return with_values(task, ready=may_run(task, now))
 
 
 def report(task: Task, progress: Progress, now: int) -> Task:
     """Note how far the current attempt is. It does not raise the version: nobody's edit conflicts with it."""
-    return _with(task, progress=progress, updated_at=now)
+    return with_values(task, progress=progress, updated_at=now)
 
 
 def request_delete(task: Task, confirm: bool, now: int) -> Task | None:
@@ -228,7 +215,7 @@ def request_delete(task: Task, confirm: bool, now: int) -> Task | None:
             f"{task.label} is working; deleting it ends its work. Call delete_task again with confirm=true, "
             "or cancel_task first."
         )
-    return _with(cancel(task, "deleted while working", now), delete_requested=True)
+    return with_values(cancel(task, "deleted while working", now), delete_requested=True)
 
 
 def phase(task: Task, now: int, kinds: Collection[str]) -> Phase | None:
@@ -252,7 +239,7 @@ def backoff_ms(task_id: str, attempt: int) -> int:
     return int(whole / 2 + whole / 2 * Random(f"{task_id}/{attempt}").random())
 
 
-def _with(task: Task, **changes: Any) -> Task:
+def with_values(task: Task, **changes: Any) -> Task:
     """A copy with other values: dataclasses.replace at a tenth of its price, which every claim and settlement pays."""
     copy = object.__new__(Task)
     copy.__dict__.update(task.__dict__, **changes)
@@ -263,7 +250,7 @@ def _move(task: Task, to: Status, now: int, **changes: Any) -> Task:
     """The one door: every change of a task that a caller can see passes here."""
     if to not in MOVES[task.status]:
         raise Conflict(f"{task.label} is {task.status} and cannot become {to}.{_hint(task)}")
-    return _with(task, status=to, updated_at=now, version=task.version + 1, **changes)
+    return with_values(task, status=to, updated_at=now, version=task.version + 1, **changes)
 
 
 def _end(task: Task, to: Status, now: int, started_at: int | None, **changes: Any) -> Task:
@@ -284,7 +271,7 @@ def _wait(task: Task, now: int, *, run_at: int | None, error: Error | None, **ch
         error=error,
         **changes,
     )
-    return _with(waiting, ready=may_run(waiting, now))
+    return with_values(waiting, ready=may_run(waiting, now))
 
 
 def _cancelled(task: Task, now: int, started_at: int | None, message: str) -> Task:
@@ -302,3 +289,37 @@ def _hint(task: Task) -> str:
             return " Create a new task to do the work again."
         case _:
             return f' To run it again call retry_task("{task.id}").'
+
+
+_BLANK = Task(
+    seq=0,
+    id="",
+    name=None,
+    kind="",
+    payload={},
+    status=Status.WAITING,
+    priority=Priority.MEDIUM,
+    rank=0,
+    ready=True,
+    paused=False,
+    attempt=0,
+    max_attempts=1,
+    interruptions=0,
+    owner=None,
+    timeout_seconds=1.0,
+    on_server_exit="survive",
+    labels=(),
+    progress=None,
+    result=None,
+    error=None,
+    run_at=None,
+    expires_at=None,
+    cancel_requested_at=None,
+    cancel_reason=None,
+    delete_requested=False,
+    created_at=0,
+    updated_at=0,
+    started_at=None,
+    finished_at=None,
+    version=1,
+)

@@ -87,7 +87,8 @@ CREATE TABLE events(
 ) STRICT;
 CREATE INDEX events_task ON events(task);
 
--- How many tasks there are of each status and priority, so that a count costs the same at a million rows.
+-- How many tasks there are of each status and priority, so that a count costs the same at a million rows. Kept in
+-- the transaction of each change, by rows.keep_counts: triggers did the same at a fifth of the whole drain's cost.
 CREATE TABLE counts(
   status   TEXT NOT NULL,
   priority INTEGER NOT NULL,
@@ -97,15 +98,3 @@ CREATE TABLE counts(
 INSERT INTO counts(status, priority)
   SELECT s.value, p.value
     FROM json_each('["waiting", "working", "completed", "failed", "cancelled"]') s, json_each('[0, 1, 2]') p;
-
-CREATE TRIGGER tasks_counted_in AFTER INSERT ON tasks BEGIN
-  UPDATE counts SET tasks = tasks + 1 WHERE status = new.status AND priority = new.priority;
-END;
-CREATE TRIGGER tasks_counted_out AFTER DELETE ON tasks BEGIN
-  UPDATE counts SET tasks = tasks - 1 WHERE status = old.status AND priority = old.priority;
-END;
-CREATE TRIGGER tasks_counted_over AFTER UPDATE OF status, priority ON tasks
-WHEN new.status <> old.status OR new.priority <> old.priority BEGIN
-  UPDATE counts SET tasks = tasks - 1 WHERE status = old.status AND priority = old.priority;
-  UPDATE counts SET tasks = tasks + 1 WHERE status = new.status AND priority = new.priority;
-END;

@@ -16,16 +16,32 @@ import anyio
 
 from taskorch import rules
 from taskorch.database import Database, Transaction
-from taskorch.rows import SELECT, delete, dumps, from_row, held, insert, load, note, save
+from taskorch.rows import (
+    SELECT,
+    complete,
+    delete,
+    dumps,
+    from_row,
+    held,
+    insert,
+    keep_counts,
+    load,
+    note,
+    save,
+    save_all,
+    to_values,
+)
 from taskorch.task import Completed, Failed, NewTask, Outcome, Progress, Reason, Status, Task
 
 Change = tuple[str, Task | None]  # a task's id, and its row after the commit; None: deleted
+End = tuple[Task, Outcome, int | None]  # the task as claimed, how its attempt ended, when it really began (ms)
 Listener = Callable[[Sequence[Change]], None]
 
 FOLLOW_SECONDS = 0.25  # how often to look whether another process has committed
 BATCH = 500  # rows that one transaction promotes or removes at most, so that others get their turn
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32
 
+CLAIMED = ("status", "ready", "attempt", "owner", "started_at", "error", "progress", "updated_at", "version")
 READY = f"{SELECT} WHERE ready = 1 AND kind = ? ORDER BY rank DESC, seq LIMIT ?"
 DUE = f"{SELECT} WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at IS NOT NULL AND run_at <= ? LIMIT ?"
 EXPIRED = f"{SELECT} WHERE status = 'waiting' AND expires_at IS NOT NULL AND expires_at <= ? LIMIT ?"
@@ -37,7 +53,6 @@ OTHERS = """SELECT id, uuid, pid FROM servers WHERE id <> ?
   UNION SELECT owner, '', 0 FROM tasks WHERE status = 'working' AND owner NOT IN (SELECT id FROM servers)"""
 HAS = "SELECT 1 FROM tasks WHERE id = ?"
 OLD = f"{SELECT} WHERE seq > ? ORDER BY seq LIMIT ?"
-NEW_SEQ = "SELECT coalesce(max(seq), 0) + 1 FROM tasks"
 BEGIN_ATTEMPT = "INSERT INTO attempts(task, attempt, owner, started_at) VALUES (?, ?, ?, ?)"
 END_ATTEMPT = """UPDATE attempts SET started_at = ?, ended_at = ?, outcome = ?, reason = ?, message = ?, exit_code = ?
   WHERE task = ? AND attempt = ?"""
@@ -70,6 +85,7 @@ class Store:
         self.now = clock
         self._database = database
         self._listeners: list[Listener] = []
+        database.before_commit = keep_counts
         database.on_commit = self._tell
 
     @contextmanager
@@ -99,7 +115,9 @@ class Store:
 
     async def add(self, new: NewTask) -> Task:
         """Store a new task; on disk when this returns."""
-        return await self._database.write(lambda tx: insert(tx, self._created(tx, new)))
+        task = rules.create(new, seq=0, task_id=new_id(), now=self.now())
+        values = to_values(task)
+        return await self._database.write(lambda tx: insert(tx, task, values))
 
     async def edit(self, task_id: str, changes: Mapping[str, Any], expected_version: int | None, by: str) -> Task:
         def edit(tx: Transaction) -> Task:
@@ -159,33 +177,26 @@ class Store:
             now = self.now()
             found = [from_row(row) for kind, more in kinds.items() for row in tx.execute(READY, (kind, free + more))]
             found.sort(key=lambda task: (-task.rank, task.seq))
-            claimed: list[Task] = []
+            claimed: list[tuple[Task, Task]] = []
             for task in found:
                 if not rules.may_run(task, now):
                     self._refile(tx, task, now)
                 elif len(claimed) < free or (len(claimed) < free + kinds[task.kind] and rules.starts_left(task) > 1):
-                    claimed.append(save(tx, task, rules.claim(task, owner, now)))
-            tx.executemany(BEGIN_ATTEMPT, [(task.seq, task.attempt, owner, now) for task in claimed])
+                    claimed.append((task, rules.claim(task, owner, now)))
+            save_all(tx, claimed, CLAIMED)
+            tx.executemany(BEGIN_ATTEMPT, [(task.seq, task.attempt, owner, now) for _, task in claimed])
             refused_all = bool(found) and not claimed and free > 0
-            return claim(tx) if refused_all else claimed
+            return claim(tx) if refused_all else [task for _, task in claimed]
 
         return await self._database.write(claim)
 
     async def settle(self, task: Task, outcome: Outcome, started_at: int | None = None) -> bool:
         """Record how an attempt ended; False: it is no longer ours, and nothing was written."""
+        return not await self.settle_all([(task, outcome, started_at)])
 
-        def settle(tx: Transaction) -> bool:
-            before = held(tx, task)
-            if before is None:
-                return False
-            after = rules.settle(before, outcome, self.now(), started_at)
-            if after.delete_requested:
-                return delete(tx, before)
-            self._end_attempt(tx, before, after, outcome)
-            save(tx, before, after)
-            return True
-
-        return await self._database.write(settle)
+    async def settle_all(self, ends: Sequence[End]) -> list[Task]:
+        """Record how attempts ended, in one transaction; those no longer ours are left as they are."""
+        return await self._database.write(lambda tx: [end[0] for end in ends if not self._settle(tx, *end)])
 
     async def report(self, progress: Sequence[tuple[Task, Progress]]) -> None:
         """Record how far attempts are; those that are no longer ours are left out."""
@@ -252,10 +263,6 @@ class Store:
 
     # Inside transactions.
 
-    def _created(self, tx: Transaction, new: NewTask) -> Task:
-        seq = tx.execute(NEW_SEQ).fetchone()[0]
-        return rules.create(new, seq=seq, task_id=new_id(), now=self.now())
-
     def _refile(self, tx: Transaction, task: Task, now: int) -> None:
         if rules.is_expired(task, now):
             after = save(tx, task, rules.expire(task, now))
@@ -269,11 +276,23 @@ class Store:
             for row in tx.execute(query, (now, BATCH)).fetchall():
                 self._refile(tx, from_row(row), now)
 
-    def _end_attempt(self, tx: Transaction, before: Task, after: Task, outcome: Outcome) -> None:
-        ended = after.finished_at or after.updated_at
-        name, reason, message, exit_code = _attempt_end(after, outcome)
-        values = (after.started_at, ended, name, reason, message, exit_code, before.seq, before.attempt)
-        tx.execute(END_ATTEMPT, values)
+    def _settle(self, tx: Transaction, task: Task, outcome: Outcome, started_at: int | None) -> bool:
+        now = self.now()
+        if isinstance(outcome, Completed):
+            after = rules.settle(task, outcome, now, started_at)
+            if complete(tx, task, after):
+                tx.execute(END_ATTEMPT, (after.started_at, now, "completed", None, None, None, task.seq, task.attempt))
+                return True
+        before = held(tx, task)
+        if before is None:
+            return False
+        after = rules.settle(before, outcome, now, started_at)
+        if after.delete_requested:
+            return delete(tx, before)
+        end = _attempt_end(after, outcome)
+        tx.execute(END_ATTEMPT, (after.started_at, now, *end, task.seq, task.attempt))
+        save(tx, before, after)
+        return True
 
     async def _next_due(self) -> int | None:
         return await self._database.read(lambda db: db.execute(NEXT_DUE).fetchone()[0])

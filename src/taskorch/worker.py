@@ -6,18 +6,21 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup, TaskStatus
 
 from taskorch.attempt import Attempt, Ending, Kind, Remains
 from taskorch.errors import StoreError
 from taskorch.peers import Peers
-from taskorch.store import Change, Peer, Store
+from taskorch.store import Change, End, Peer, Store
 from taskorch.task import Failed, Interrupted, Outcome, Reason, Status, Task
 
 TICK_SECONDS = 0.25  # how often other servers' locks are looked at
 PROGRESS_SECONDS = 0.25  # progress reaches the store at most this often
 RETRY_SECONDS = 1.0  # pause after the store failed
 LOOK_SECONDS = 60.0  # a clock set forward, or a laptop that slept, delays a due task by no more than this
+UNSETTLED_MOST = 64  # so many ends may wait for their commit; the slots wait then
+UNSETTLED_YIELD = 8
 AHEAD_MOST = 56  # how many short tasks may be claimed beyond the free slots
 AHEAD_RUN_SECONDS = 0.005  # only kinds that run shorter than this on average are claimed ahead
 
@@ -45,12 +48,15 @@ class Worker:
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._pace = {name: _Pace(slots if kind.in_process else 0) for name, kind in kinds.items()}
         self._dirty: set[Attempt] = set()
+        self._ends: list[End] = []  # ended, not written yet
         self._suspects: set[str] = set()  # taken over after a crash: one of them may have caused it
         self._others: list[Peer] = []
         self._foreign = True  # another process has changed something
         self._drained = False  # the last claim left slots free, and nothing became ready since
         self._stopping = anyio.Event()
         self._work = anyio.Event()  # something may be claimable
+        self._ended = anyio.Event()  # there is an end to write
+        self._written = anyio.Event()  # the ends so far are written
         self._given = anyio.Event()  # the queue has something for a slot
         self._due = anyio.Event()  # the next due time may have changed
         self._told = anyio.Event()  # an attempt has reported progress
@@ -63,18 +69,22 @@ class Worker:
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Work until `stop`; then end, let go or give back what is under way, and return."""
         with self._store.listening(self._heard):
-            async with anyio.create_task_group() as upkeep:
-                upkeep.start_soon(self._promote)
-                upkeep.start_soon(self._write_progress)
-                async with anyio.create_task_group() as slots:
-                    upkeep.start_soon(self._tend, slots)
-                    slots.start_soon(self._claim)
-                    for _ in range(self._slots):
-                        slots.start_soon(self._serve)
-                    task_status.started()
-                    await self._stopping.wait()
-                    self._end_all()
-                upkeep.cancel_scope.cancel()
+            try:
+                async with anyio.create_task_group() as upkeep:
+                    for loop in (self._promote, self._settle, self._write_progress):
+                        upkeep.start_soon(loop)
+                    async with anyio.create_task_group() as slots:
+                        upkeep.start_soon(self._tend, slots)
+                        slots.start_soon(self._claim)
+                        for _ in range(self._slots):
+                            slots.start_soon(self._serve)
+                        task_status.started()
+                        await self._stopping.wait()
+                        self._end_all()
+                    upkeep.cancel_scope.cancel()
+            finally:
+                with anyio.CancelScope(shield=True):  # also when we are torn down: what has ended is told
+                    await self._write_ends()
 
     def stop(self) -> None:
         """Claim no more, and ask every attempt to end."""
@@ -92,6 +102,7 @@ class Worker:
         while task := await self._next():
             await self._attempt(task)
             self._work.set()
+            await self._breathe()
 
     async def _next(self) -> Task | None:
         while not self._stopping.is_set():
@@ -115,30 +126,54 @@ class Worker:
             log.exception("task %s attempt %s: its kind failed", task.id, task.attempt)
             outcome = Failed(Reason.ERROR, "internal error while running it; the server's log says more")
         finally:
+            del self._attempts[task.id, task.attempt]
             self._dirty.discard(attempt)
             if pace := self._pace.get(task.kind):
                 pace.ran(time.perf_counter() - began)
-            with anyio.CancelScope(shield=True):
-                if outcome is not None and attempt.ending is not Ending.LOST:
-                    await self._settle(task, outcome, None if adopted else started_at)
-            del self._attempts[task.id, task.attempt]
+            if outcome is not None and attempt.ending is not Ending.LOST:
+                self._end(task, outcome, None if adopted else started_at)
 
-    async def _settle(self, task: Task, outcome: Outcome, started_at: int | None) -> None:
+    # Settling.
+
+    def _end(self, task: Task, outcome: Outcome, started_at: int | None) -> None:
+        self._ends.append((task, outcome, started_at))
+        self._ended.set()
+
+    async def _breathe(self) -> None:
+        """Between two tasks of a slot: let the ends be written, also when handlers never wait for anything."""
+        if len(self._ends) >= UNSETTLED_MOST:
+            await self._written.wait()
+        elif len(self._ends) % UNSETTLED_YIELD == 0:
+            await anyio.lowlevel.checkpoint()
+
+    async def _settle(self) -> None:
+        """Write how attempts ended, all that have by now in one commit."""
         while True:
-            try:
-                if not await self._store.settle(task, outcome, started_at):
-                    log.warning("task %s attempt %s is no longer ours; its end is dropped", task.id, task.attempt)
-                return
-            except StoreError as error:
-                log.error("task %s attempt %s: its end could not be stored: %s", task.id, task.attempt, error)
-                if self._stopping.is_set():
-                    return  # the row names a server that is gone soon: the next one takes it over
+            await self._ended.wait()
+            self._ended = anyio.Event()
+            if not await self._write_ends():
                 await anyio.sleep(RETRY_SECONDS)
+                self._ended.set()
 
-    async def _give_back(self) -> None:
+    async def _write_ends(self) -> bool:
+        """Write what has ended; False: the store failed, and it is kept."""
+        ends, self._ends = self._ends, []
+        try:
+            lost = await self._store.settle_all(ends)
+        except StoreError as error:
+            log.error("the ends of %s attempts could not be stored: %s", len(ends), error)
+            self._ends = ends + self._ends
+            return False
+        self._written.set()
+        self._written = anyio.Event()
+        for task in lost:
+            log.warning("task %s attempt %s is no longer ours; its end is dropped", task.id, task.attempt)
+        return True
+
+    def _give_back(self) -> None:
         """Return what was claimed and has not begun."""
         while self._queue:
-            await self._settle(self._queue.popleft(), Interrupted("the server stopped before it began"), None)
+            self._end(self._queue.popleft(), Interrupted("the server stopped before it began"), None)
 
     # Claiming.
 
@@ -147,7 +182,7 @@ class Worker:
             self._work = work = anyio.Event()  # before looking: what comes in between is not missed
             if not await self._claim_batch():
                 await work.wait()
-        await self._give_back()
+        self._give_back()
 
     async def _claim_batch(self) -> bool:
         """Claim what there is room for; False when there is no room, or nothing is ready."""
