@@ -77,7 +77,8 @@ def save(tx: Transaction, before: Task, after: Task) -> Task:
     The row must still be what `before` says: status, attempt and owner are the fence, in the statement itself.
     """
     old, new = before.__dict__, after.__dict__
-    names = tuple(name for name in COLUMNS if new[name] is not old[name] and new[name] != old[name])
+    # By identity: a move leaves what it does not touch as it is, and Python calls 1, 1.0 and True equal.
+    names = tuple(name for name in COLUMNS if new[name] is not old[name])
     if after.status is Status.COMPLETED and before.status is not Status.COMPLETED and "result" not in names:
         names += ("result",)  # None is a result too
     if names:

@@ -1,5 +1,6 @@
 """The pool: claims ready tasks, runs them in slots, settles their attempts, and takes over from dead servers."""
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -8,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from taskorch.attempt import Attempt, Ending, Kind, Remains
+from taskorch.attempt import Attempt, Ending, Kind, Remains, unbegun
 from taskorch.errors import StoreError
 from taskorch.peers import Peers
 from taskorch.store import Change, Peer, Store
@@ -20,6 +21,7 @@ RETRY_SECONDS = 1.0  # pause after the store failed
 LOOK_SECONDS = 60.0  # a clock set forward, or a laptop that slept, delays a due task by no more than this
 AHEAD_MOST = 56  # how many short tasks may be claimed beyond the free slots
 AHEAD_RUN_SECONDS = 0.005  # only kinds that run shorter than this on average are claimed ahead
+LOST = "task %s attempt %s is no longer ours; its end is dropped"
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Worker:
         self._slots = slots
         self._queue: deque[Task] = deque()  # claimed, not begun
         self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._unwanted: set[tuple[str, int]] = set()  # attempts that were cancelled before they began
         self._pace = {name: _Pace(slots if kind.in_process else 0) for name, kind in kinds.items()}
         self._dirty: set[Attempt] = set()
         self._suspects: set[str] = set()  # taken over after a crash: one of them may have caused it
@@ -62,6 +65,7 @@ class Worker:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Work until `stop`; then end, let go or give back what is under way, and return."""
+        self._loop = asyncio.get_running_loop()
         with self._store.listening(self._heard):
             async with anyio.create_task_group() as upkeep:
                 upkeep.start_soon(self._promote)
@@ -91,7 +95,6 @@ class Worker:
     async def _serve(self) -> None:
         while task := await self._next():
             await self._attempt(task)
-            self._work.set()
 
     async def _next(self) -> Task | None:
         while not self._stopping.is_set():
@@ -105,12 +108,13 @@ class Worker:
         kind = self._known[task.kind]
         attempt = Attempt(task, self._note_progress, adopted)
         self._attempts[task.id, task.attempt] = attempt
-        if task.cancel_requested_at is not None:
+        if task.cancel_requested_at is not None or (task.id, task.attempt) in self._unwanted:
+            self._unwanted.discard((task.id, task.attempt))
             attempt.end(Ending.CANCEL)
         began, started_at = time.perf_counter(), self._store.now()
         outcome: Outcome | None = Interrupted() if kind.in_process else None  # until proven otherwise
         try:
-            outcome = await kind.run(attempt)
+            outcome = unbegun(attempt.ending) if attempt.ending and not adopted else await kind.run(attempt)
         except Exception:
             log.exception("task %s attempt %s: its kind failed", task.id, task.attempt)
             outcome = Failed(Reason.ERROR, "internal error while running it; the server's log says more")
@@ -119,15 +123,18 @@ class Worker:
             if pace := self._pace.get(task.kind):
                 pace.ran(time.perf_counter() - began)
             with anyio.CancelScope(shield=True):
-                if outcome is not None and attempt.ending is not Ending.LOST:
+                if attempt.ending is Ending.LOST:
+                    log.warning(LOST, task.id, task.attempt)
+                elif outcome is not None:
                     await self._settle(task, outcome, None if adopted else started_at)
             del self._attempts[task.id, task.attempt]
+            self._work.set()
 
     async def _settle(self, task: Task, outcome: Outcome, started_at: int | None) -> None:
         while True:
             try:
                 if not await self._store.settle(task, outcome, started_at):
-                    log.warning("task %s attempt %s is no longer ours; its end is dropped", task.id, task.attempt)
+                    log.warning(LOST, task.id, task.attempt)
                 return
             except StoreError as error:
                 log.error("task %s attempt %s: its end could not be stored: %s", task.id, task.attempt, error)
@@ -190,8 +197,14 @@ class Worker:
                     self._may_claim()
                 if not task.ready or task.expires_at is not None:
                     self._due.set()
-            elif task.cancel_requested_at is not None and (attempt := self._attempts.get((task.id, task.attempt))):
-                attempt.end(Ending.CANCEL)
+            elif task.cancel_requested_at is not None and task.owner == self._owner:
+                self._cancel(task)
+
+    def _cancel(self, task: Task) -> None:
+        if attempt := self._attempts.get((task.id, task.attempt)):
+            attempt.end(Ending.CANCEL)
+        else:
+            self._unwanted.add((task.id, task.attempt))
 
     def _may_claim(self) -> None:
         self._drained = False
@@ -211,15 +224,17 @@ class Worker:
                 await due.wait()
 
     def _note_progress(self, attempt: Attempt) -> None:
-        self._dirty.add(attempt)
-        self._told.set()
+        if attempt not in self._dirty:
+            self._dirty.add(attempt)
+            self._loop.call_soon_threadsafe(self._told.set)  # a synchronous handler reports from its own thread
 
     async def _write_progress(self) -> None:
         while True:
             await self._told.wait()
             self._told = anyio.Event()
-            news = [(attempt.task, attempt.latest) for attempt in self._dirty if attempt.latest]
-            self._dirty.clear()
+            dirty = list(self._dirty)
+            self._dirty.difference_update(dirty)  # before reading: what is reported from here on is written next time
+            news = [(attempt.task, attempt.latest) for attempt in dirty if attempt.latest]
             try:
                 await self._store.report(news)
             except StoreError as error:
@@ -228,7 +243,7 @@ class Worker:
 
     async def _tend(self, slots: TaskGroup) -> None:
         """After another process changed something: are our attempts still ours, who else is there, and who died?"""
-        while True:
+        while not self._stopping.is_set():
             try:
                 if self._foreign:
                     self._foreign = False
@@ -248,16 +263,19 @@ class Worker:
         for key, attempt in running:
             if key not in held:
                 attempt.end(Ending.LOST)
-            elif held[key].cancel_requested_at is not None:
-                attempt.end(Ending.CANCEL)
+        for task in held.values():
+            if task.cancel_requested_at is not None:
+                self._cancel(task)
 
     async def _take_over(self, peer: Peer, slots: TaskGroup) -> None:
         """Settle or adopt all that a dead server held, then forget it. Others may do the same: rows are fenced."""
         for task in await self._store.held_by(peer.owner):
             kind = self._known.get(task.kind)
             remains = await kind.inspect(task) if kind else Remains.NOTHING
+            if self._stopping.is_set():
+                return  # the next server does it
             if remains is Remains.ADOPTABLE:
-                if mine := await self._store.adopt(task, self._owner):
+                if (mine := await self._store.adopt(task, self._owner)) and not self._stopping.is_set():
                     slots.start_soon(self._attempt, mine, True)
                 continue
             if await self._store.settle(task, _left_as(remains)):
