@@ -186,8 +186,9 @@ def main() -> None:
     ]
     base = {name: "raw drain, 64 a commit" if "drain" in name else "raw create, 1 a commit" for name in rounds[0]}
     print(
-        f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
-        f"{options.rounds} rounds, {options.tasks} tasks, load {os.getloadavg()[0]:.1f}\n"
+        f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, "
+        f"SQLite {sqlite3.sqlite_version}, {options.rounds} rounds, {options.tasks} tasks, "
+        f"load {os.getloadavg()[0]:.1f}\n"
     )
     print("| what | per second | ratio to raw |\n|---|---|---|")
     for name in rounds[0]:

@@ -185,6 +185,15 @@ def shim(start: Callable[..., Shim]) -> Shim:
     return start()
 
 
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[int]:
+    """A FIFO named `gate` in the command's folder; what the test writes here, the command may wait to read."""
+    os.mkfifo(tmp_path / "gate")
+    fd = os.open(tmp_path / "gate", os.O_RDWR)  # both ends, so that opening it never blocks
+    yield fd
+    os.close(fd)
+
+
 def field(text: bytes, name: str) -> str:
     """The value of one line of /proc/<pid>/status."""
     return next(line.split(":")[1].strip() for line in text.decode().splitlines() if line.startswith(name))
@@ -209,6 +218,14 @@ def test_a_server_that_dies_before_the_go_leaves_nothing_behind(shim: Shim) -> N
     shim.hang_up()
     assert shim.process.wait(SECONDS) == 0
     assert shim.files() == set()
+    assert not (shim.folder.parent / "begun").exists()
+
+
+def test_sigterm_before_the_go_means_that_nothing_ran(shim: Shim) -> None:
+    shim.order("sh", "-c", "touch begun")
+    shim.process.terminate()
+    assert shim.process.wait(SECONDS) == -signal.SIGTERM
+    assert shim.files() == {"shim.lock", "output", "exit.json.tmp"}
     assert not (shim.folder.parent / "begun").exists()
 
 
@@ -244,7 +261,9 @@ def test_a_command_that_cannot_start_says_why(shim: Shim, program: str, errno: i
     }
 
 
-def test_a_missing_working_directory_is_a_spawn_error(shim: Shim) -> None:
+def test_a_missing_working_directory_is_a_spawn_error(start: Callable[..., Shim]) -> None:
+    """The child finds out by itself, so let it be quicker than the shim."""
+    shim = start({"_maybe(os.write, opener": "time.sleep(0.02), _maybe(os.write, opener"})
     shim.run("true", c="/nonexistent")
     assert (shim.ended()["why"], shim.ended()["errno"]) == ("spawn_error", 2)
 
@@ -255,7 +274,7 @@ def test_an_order_without_arguments_is_a_spawn_error(shim: Shim) -> None:
 
 
 def test_the_child_is_noted_before_it_can_begin(start: Callable[..., Shim]) -> None:
-    shim = start({'os.write(opener, b"G")': "os.kill(os.getpid(), 9)"})
+    shim = start({'_maybe(os.write, opener, b"G")': "os.kill(os.getpid(), 9)"})
     shim.run("sh", "-c", "touch begun")
     assert shim.process.wait(SECONDS) == -signal.SIGKILL
     child = shim.child()
@@ -393,6 +412,14 @@ def test_terminate_ends_the_command(shim: Shim) -> None:
     assert record["killed"] == 0
 
 
+def test_terminate_reaches_the_whole_process_group(shim: Shim) -> None:
+    shim.run("sh", "-c", "trap : TERM; sleep 60 & echo up; wait; wait; exit 9")
+    wait_for(lambda: shim.output() and shim.sleepers())
+    shim.send(b"T")
+    record = shim.ended()
+    assert (record["code"], record["why"], record["killed"]) == (9, "cancel", 0)
+
+
 def test_terminate_reaches_a_stopped_command(shim: Shim) -> None:
     shim.run("sh", "-c", "kill -STOP $$")
     child = shim.child()
@@ -428,6 +455,15 @@ def test_kill_ends_a_deaf_tree_at_once(shim: Shim) -> None:
     assert shim.alive() == {}
     assert (record["signal"], record["why"]) == (signal.SIGKILL, "cancel")
     assert (record["tree_gone"], record["killed"]) == (True, 4)
+
+
+def test_only_the_living_are_counted_as_killed(shim: Shim) -> None:
+    shim.run("sh", "-c", "true & exec sleep 60")
+    child = shim.child()
+    children = Path(f"/proc/{child}/task/{child}/children")
+    wait_for(lambda: shim.sleepers() and [shim.state(int(pid)) for pid in children.read_text().split()] == ["Z"])
+    shim.send(b"K")
+    assert shim.ended()["killed"] == 1
 
 
 def test_a_kernel_that_does_not_list_children_hides_nobody(start: Callable[..., Shim]) -> None:
@@ -486,12 +522,11 @@ def test_the_time_limit_kills_what_does_not_listen(shim: Shim) -> None:
     assert shim.alive() == {}
 
 
-def test_a_command_survives_its_server(shim: Shim, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "gate")
+def test_a_command_survives_its_server(shim: Shim, gate: int) -> None:
     shim.run("sh", "-c", "echo one; read line < gate; echo $line; exit 3", s="survive")
     wait_for(shim.output)
     shim.hang_up()
-    (tmp_path / "gate").write_text("two\n")
+    os.write(gate, b"two\n")
     record = shim.ended()
     assert (record["code"], record["why"], record["bytes"]) == (3, "exit", 8)
     assert shim.output() == b"one\ntwo\n"
@@ -514,14 +549,13 @@ def test_what_the_command_leaves_behind_ends_with_it(shim: Shim) -> None:
     assert (record["tree_gone"], record["killed"]) == (True, 3)
 
 
-def test_an_orphan_that_ends_early_is_not_left_a_zombie(shim: Shim, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "gate")
+def test_an_orphan_that_ends_early_is_not_left_a_zombie(shim: Shim, gate: int) -> None:
     shim.run("sh", "-c", "(setsid true &); echo up; read line < gate; exit 0")
     wait_for(shim.output)
     children = Path(f"/proc/{shim.pid}/task/{shim.pid}/children")
     child = shim.child()
     wait_for(lambda: list(shim.alive()) == [child] and children.read_text().split() == [str(child)])
-    (tmp_path / "gate").write_text("\n")
+    os.write(gate, b"\n")
     assert shim.ended()["killed"] == 0
 
 
@@ -602,6 +636,31 @@ def test_output_is_kept_as_a_head_and_two_segments_named_by_their_offset(shim: S
     assert shim.path("output.49000").read_bytes() == whole[49000:]
 
 
+def test_what_the_pipe_still_holds_at_the_end_is_kept(start: Callable[..., Shim], gate: int) -> None:
+    shim = start({"CHUNK = 256 * 1024": "CHUNK = 64"})
+    shim.run("sh", "-c", "echo up; read line < gate; exec seq -w 0 99")
+    wait_for(shim.output)
+    child = shim.child()
+    os.kill(shim.pid, signal.SIGSTOP)
+    os.write(gate, b"\n")
+    wait_for(lambda: shim.state(child) == "Z")
+    os.kill(shim.pid, signal.SIGCONT)
+    assert shim.ended()["bytes"] == 303
+    assert shim.output() == b"up\n" + b"".join(b"%02d\n" % number for number in range(100))
+
+
+def test_a_command_that_closes_its_output_costs_no_work(shim: Shim) -> None:
+    shim.run("sh", "-c", "echo up; exec sleep 60 >&- 2>&-")
+    child = shim.child()
+    wait_for(lambda: set(os.listdir(f"/proc/{child}/fd")) == {"0"})
+    wait_for(lambda: shim.output() and shim.state(shim.pid) == "S")
+    before = Path(f"/proc/{shim.pid}/io").read_text()
+    time.sleep(0.05)
+    assert Path(f"/proc/{shim.pid}/io").read_text() == before
+    shim.send(b"T")
+    assert shim.ended()["signal"] == signal.SIGTERM
+
+
 def test_output_that_just_fits_makes_no_segment(shim: Shim) -> None:
     shim.run("head", "-c", "1000", "/dev/zero", h=1000)
     assert shim.ended()["bytes"] == 1000
@@ -636,15 +695,14 @@ def test_a_flood_of_output_costs_neither_disk_nor_memory(shim: Shim, tmp_path: P
     assert len(kept) > 384 << 10
 
 
-def test_a_disk_that_takes_no_more_costs_bytes_but_not_the_command(start: Callable[..., Shim], tmp_path: Path) -> None:
+def test_a_disk_that_takes_no_more_costs_bytes_but_not_the_command(start: Callable[..., Shim], gate: int) -> None:
     """A file size limit stands for the full disk."""
     shim = start({"RETRY_SECONDS = 1.0": "RETRY_SECONDS = 0.0"})
-    os.mkfifo(tmp_path / "gate")
     resource.prlimit(shim.pid, resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
     shim.run("sh", "-c", "seq -w 0 1999; read line < gate; seq -w 2000 2999; exit 3", h=5000, l=5000)
     wait_for(lambda: len(shim.output()) == 2000)
     resource.prlimit(shim.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    (tmp_path / "gate").write_text("\n")
+    os.write(gate, b"\n")
     record = shim.ended()
     whole = b"".join(b"%04d\n" % number for number in range(3000))
     assert (record["code"], record["bytes"]) == (3, len(whole))

@@ -5,21 +5,26 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self, cast
 
 import anyio
+import mcp_types as mt
+from anyio.abc import TaskStatus
 from mcp.server.lowlevel.server import Server
 from mcp.server.stdio import stdio_server
+from mcp.shared._stream_protocols import ReadStream, WriteStream
+from mcp.shared.message import SessionMessage
 
 from taskorch import __version__
 from taskorch.attempt import Kind
 from taskorch.command import Command, Policy
 from taskorch.config import Settings
 from taskorch.database import open_database
+from taskorch.errors import TaskError
 from taskorch.handlers import load_handlers
 from taskorch.housekeeping import Housekeeper
 from taskorch.peers import Peers
@@ -31,7 +36,12 @@ from taskorch.store import Store
 from taskorch.worker import Worker
 
 DAY_MS = 86_400_000
+CANNOT_START = 2
+FLUSH_SECONDS = 0.1
+ANSWER_SECONDS = 0.4  # after the end of stdin, for the answers to what was asked before it
 LAST_RESORT_SECONDS = 1.4  # the SDK's client sends SIGTERM 2.0 s after it has closed our stdin
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,42 +112,155 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
 async def serve(settings: Settings) -> int:
     """Serve MCP over stdin and stdout until stdin ends or a signal comes; the exit code (128 + signal).
 
-    Everything is settled, given back or let go within 1.5 s of either; a second signal leaves at once.
+    Everything is settled, given back or let go within 1.5 s of either; a second signal leaves at once. What keeps the
+    server from starting is said in one line.
     """
-    code = 0
+    code, app = 0, None
+    talk = anyio.CancelScope()
+
+    async def on_signal(*, task_status: TaskStatus[None]) -> None:
+        nonlocal code
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for number in signals:
+                if code:
+                    leave(code)
+                code = 128 + number
+                _arm_last_resort(code)
+                talk.cancel()
+
     async with stdio_server() as (read, write):
-        async with running(settings) as app, anyio.create_task_group() as group:
-
-            async def on_signal() -> None:
-                nonlocal code
-                with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                    async for number in signals:
-                        if code:
-                            leave(code)
-                        code = 128 + number
+        # The SDK's reader thread blocks on stdin, and only the end of stdin ends it: every other way out leaves here.
+        try:
+            async with anyio.create_task_group() as group:
+                await group.start(on_signal)
+                async with running(settings) as app:
+                    asked = _Asked(read)
+                    try:
+                        with talk:
+                            await app.server.run(asked, _Answers(write, asked), initialization(app.server))
+                    finally:
                         _arm_last_resort(code)
-                        scope.cancel()
-
-            group.start_soon(on_signal)
-            with anyio.CancelScope() as scope:
-                await app.server.run(read, write, initialization(app.server))
-                _arm_last_resort(0)
-            app.worker.stop()
-            group.cancel_scope.cancel()
+                group.cancel_scope.cancel()
+        except anyio.get_cancelled_exc_class():  # by the SDK's writer, which has failed
+            log.warning("stdout cannot be written any more: leaving")
+            leave(0)
+        except BaseException as error:
+            leave(_explain(error, starting=app is None))
         if code:
-            leave(code)  # the SDK's reader thread still blocks on stdin, and nothing else ends it
+            leave(code)
     return code
+
+
+class _Stream:
+    """One side of the transport, passed on."""
+
+    def __init__(self, aclose: Callable[[], Awaitable[None]]) -> None:
+        self._aclose = aclose
+
+    async def aclose(self) -> None:
+        await self._aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, exc_type: object, exc_val: object, exc_tb: object) -> None:
+        await self.aclose()
+
+
+class _Asked(_Stream):
+    """What the client sends, its end held back until all of it is answered, for a moment at most.
+
+    At the end of stdin the SDK drops what it has not answered, even answers that wait to be written: to
+    `printf … | taskorch` it would say little.
+    """
+
+    def __init__(self, read: ReadStream[SessionMessage | Exception]) -> None:
+        super().__init__(read.aclose)
+        self._read = read
+        self._open: set[mt.RequestId] = set()
+        self._changed = anyio.Event()
+
+    async def receive(self) -> SessionMessage | Exception:
+        try:
+            item = await self._read.receive()
+        except anyio.EndOfStream:
+            _arm_last_resort(0)
+            with anyio.move_on_after(ANSWER_SECONDS):
+                while self._open:
+                    self._changed = anyio.Event()
+                    await self._changed.wait()
+            raise
+        match item:
+            case SessionMessage(message=mt.JSONRPCRequest(id=request_id, method=method)):
+                if method != "subscriptions/listen":  # it is answered when nobody listens any more
+                    self._open.add(request_id)
+            case SessionMessage(message=mt.JSONRPCNotification(method="notifications/cancelled", params=params)):
+                cancelled = (params or {}).get("requestId")
+                self._open = {request_id for request_id in self._open if request_id != cancelled}
+            case _:
+                pass
+        return item
+
+    def answered(self, request_id: mt.RequestId | None) -> None:
+        if request_id is not None:
+            self._open.discard(request_id)
+            self._changed.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        try:
+            return await self.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+
+class _Answers(_Stream):
+    def __init__(self, write: WriteStream[SessionMessage], asked: _Asked) -> None:
+        super().__init__(write.aclose)
+        self._write = write
+        self._asked = asked
+
+    async def send(self, item: SessionMessage, /) -> None:
+        await self._write.send(item)
+        if isinstance(message := item.message, mt.JSONRPCResponse | mt.JSONRPCError):
+            self._asked.answered(message.id)
 
 
 def leave(code: int) -> NoReturn:
     """End the process now, whatever threads still run."""
-    logging.shutdown()
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
+    last_words = threading.Thread(target=_flush, daemon=True)  # blocks if nobody reads stderr
+    last_words.start()
+    last_words.join(FLUSH_SECONDS)
     os._exit(code)
+
+
+def _flush() -> None:
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
 
 
 def _arm_last_resort(code: int) -> None:
     timer = threading.Timer(LAST_RESORT_SECONDS, leave, [code])
     timer.daemon = True
     timer.start()
+
+
+def _explain(error: BaseException, starting: bool) -> int:
+    """Say what ended the server: in one line if somebody can mend it. The exit code."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast(BaseExceptionGroup[BaseException], error).exceptions[0]
+    match error:
+        case ImportError() if starting:
+            text = f"{error}. See TASKORCH_HANDLERS and PYTHONPATH."
+        case TaskError() | OSError() if starting:
+            text = str(error)
+        case _:
+            text = repr(error)
+            log.critical("the server failed", exc_info=error)
+    sys.stderr.write(f"taskorch: {'could not start' if starting else 'stopped'}: {text}\n")
+    return CANNOT_START if starting else 1

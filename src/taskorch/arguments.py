@@ -19,8 +19,9 @@ from pydantic import (
 )
 from pydantic.json_schema import GenerateJsonSchema
 
-from taskorch.errors import InvalidInput, readable, shown
+from taskorch.errors import InvalidInput, cut, readable, shown
 from taskorch.queries import FULL_ID
+from taskorch.replies import iso
 from taskorch.rows import dumps
 
 PAYLOAD_BYTES = 262_144
@@ -29,6 +30,7 @@ DAYS = 366
 DAY_SECONDS = 86_400
 OUTPUT_BYTES = 2_048
 UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # would break the line that a name stands in
 
 Model = TypeVar("Model", bound="Arguments")
 
@@ -41,7 +43,15 @@ def _time(value: Any) -> int:
         raise ValueError(f"{shown(value)} is not a time; write it like 2026-11-24T18:00:00Z") from None
     if parsed.tzinfo is None:
         raise ValueError(f"{shown(value)} has no time zone; add one, like {value}Z or {value}+01:00")
+    if not 1970 <= parsed.year < 9999:
+        raise ValueError(f"{shown(value)} is out of range; use a year from 1970 to 9998")
     return round(parsed.astimezone(UTC).timestamp() * 1000)
+
+
+def _line(value: str) -> str:
+    if CONTROL.search(value):
+        raise ValueError(f"{shown(value)} holds a control character; write it on one line")
+    return value
 
 
 def _name(value: str) -> str:
@@ -76,14 +86,14 @@ def _labels(value: list[str]) -> list[str]:
 
 Time = Annotated[int, BeforeValidator(_time), WithJsonSchema({"type": "string", "format": "date-time"})]
 Id = Annotated[str, Field(min_length=1, max_length=200)]
-Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_name)]
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line), AfterValidator(_name)]
 PriorityName = Literal["low", "medium", "high"]
 StatusName = Literal["waiting", "working", "completed", "failed", "cancelled"]
 Payload = Annotated[dict[str, Any], AfterValidator(_payload)]
-Label = Annotated[str, Field(min_length=1, max_length=100)]
+Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_line)]
 Labels = Annotated[list[Label], Field(max_length=32), AfterValidator(_labels)]
 Attempts = Annotated[int, Field(ge=1, le=100), BeforeValidator(_number)]
-Version = Annotated[int, Field(ge=1), BeforeValidator(_number)]
+Version = Annotated[int, Field(ge=1, le=2**53), BeforeValidator(_number)]
 Offset = Annotated[int, Field(ge=0, le=2**53), BeforeValidator(_number)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
 Timeout = Annotated[float, Field(gt=0, le=DAY_SECONDS, allow_inf_nan=False), BeforeValidator(_number)]
@@ -183,20 +193,18 @@ def start(delay_seconds: float | None, run_at: int | None, now: int) -> int | No
     if delay_seconds is not None and run_at is not None:
         raise InvalidInput("delay_seconds and run_at exclude each other; give one of them.")
     if run_at is not None and run_at > now + DAYS * DAY_SECONDS * 1000:
-        raise InvalidInput(f"run_at is more than {DAYS} days ahead; choose an earlier time.")
+        raise InvalidInput(f"run_at {iso(run_at)} is more than {DAYS} days ahead; choose an earlier time.")
     return now + round(delay_seconds * 1000) if delay_seconds is not None else run_at
 
 
-def parse(tool: str, model: type[Model], raw: Mapping[str, Any]) -> Model:
-    """The arguments as a model. Raises InvalidInput with a sentence for each mistake and what to do next."""
+def parse(model: type[Model], raw: Mapping[str, Any]) -> Model:
+    """The arguments as a model; null means "not given". Raises InvalidInput with a sentence for each mistake."""
+    _check_text(raw, "")
     try:
-        _check_text(raw, "")
-        return model.model_validate(raw)
+        given = {name: value for name, value in raw.items() if value is not None or name not in model.model_fields}
+        return model.model_validate(given)
     except ValidationError as error:
-        text = readable(error, known=list(model.model_fields))
-    except InvalidInput as error:
-        text = str(error)
-    raise InvalidInput(f"{text} Nothing was done; correct it and call {tool} again.")
+        raise InvalidInput(readable(error, known=list(model.model_fields))) from None
 
 
 def schema(model: type[Arguments]) -> dict[str, Any]:
@@ -218,16 +226,16 @@ class _Lean(GenerateJsonSchema):
 
 
 def _check_text(value: Any, path: str, depth: int = 0) -> None:
-    """Refuse what the store or the wire cannot carry, anywhere in the arguments."""
-    if depth > DEPTH + 1:  # the arguments themselves are one level
-        raise InvalidInput(f"{path.split('.')[0]} is nested more than {DEPTH} levels deep; flatten it.")
+    """Refuse what the store or the wire cannot carry, anywhere in the arguments (which are depth 0)."""
     if isinstance(value, str):
         if found := UNSENDABLE.search(value):
-            raise InvalidInput(f"{path} holds the character {found[0]!a}, which is not allowed in text.")
+            raise InvalidInput(f"{cut(path)} holds the character {found[0]!a}, which no text may hold; leave it out.")
+    elif isinstance(value, dict | list) and depth > DEPTH:
+        raise InvalidInput(f"{path.split('.')[0]} is nested more than {DEPTH} levels deep; flatten it.")
     elif isinstance(value, dict):
         for key, item in cast(dict[str, Any], value).items():
             inner = f"{path}.{key}" if path else key
-            _check_text(key, f"The name {inner!a}")
+            _check_text(key, f"The name {shown(inner)}")
             _check_text(item, inner, depth + 1)
     elif isinstance(value, list):
         for index, item in enumerate(cast(list[Any], value)):

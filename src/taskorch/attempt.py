@@ -4,8 +4,8 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
 
+from taskorch.task import Cancelled, Interrupted, Outcome, Progress, Task
 from taskorch.task import Kind as TaskKind
-from taskorch.task import Outcome, Progress, Task
 
 
 class Ending(Enum):
@@ -23,6 +23,17 @@ class Remains(Enum):
     ADOPTABLE = auto()  # it runs on, or has left its end on record
     NEVER_BEGUN = auto()
     UNKNOWN = auto()  # it may still run: never start it again by itself
+
+
+def unbegun(why: Ending) -> Outcome | None:
+    """How an attempt ends that is asked to before it begins. None: it is not ours to say."""
+    match why:
+        case Ending.CANCEL:
+            return Cancelled("it had not begun")
+        case Ending.STOP:
+            return Interrupted("the server stopped before it began")
+        case Ending.LOST:
+            return None
 
 
 class Attempt:
@@ -47,7 +58,7 @@ class Attempt:
         return Ending.STOP in self._wishes
 
     def progress(self, progress: Progress) -> None:
-        """Note how far it is; written a few times a second at most."""
+        """Note how far it is; written a few times a second at most. From any thread."""
         self.latest = progress
         self._report(self)
 

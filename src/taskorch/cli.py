@@ -13,8 +13,8 @@ import typer
 from pydantic import ValidationError
 
 from taskorch import __version__
-from taskorch.config import PREFIX, Settings, load_settings, unknown_variables
-from taskorch.errors import TaskError, readable
+from taskorch.config import PREFIX, Settings, config_file, load_settings, unknown_keys, unknown_variables
+from taskorch.errors import readable
 
 USAGE = 2  # exit code for what the caller can mend
 
@@ -57,6 +57,8 @@ def serve(
     settings = _settings(flags)
     if sys.platform == "win32":
         _refuse("taskorch does not run on Windows yet: use Linux, macOS or WSL.")
+    if not (sys.stdin and sys.stdout):
+        _refuse("stdin and stdout must be open: MCP is spoken over them.")
     if sys.stdin.isatty():
         typer.echo(HINT, err=True)
         raise typer.Exit(USAGE)
@@ -79,10 +81,7 @@ def main() -> None:
 def _serve(settings: Settings) -> None:
     from taskorch.app import leave, serve
 
-    try:
-        leave(anyio.run(serve, settings))
-    except (TaskError, ImportError, OSError) as error:
-        _refuse(f"could not start: {error}")
+    leave(anyio.run(serve, settings))
 
 
 def _settings(flags: Mapping[str, object]) -> Settings:
@@ -90,13 +89,16 @@ def _settings(flags: Mapping[str, object]) -> Settings:
         settings = load_settings(**flags)
     except ValidationError as error:
         _refuse(f"a setting is wrong: {readable(error)} Set it by flag, by {PREFIX}… or in config.toml.")
-    except tomllib.TOMLDecodeError as error:
-        _refuse(f"config.toml cannot be read: {error}")
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        _refuse(f"{config_file()} cannot be read: {error}")
     logging.basicConfig(
         level=settings.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    log = logging.getLogger(__name__)
     for name in unknown_variables(os.environ):
-        logging.getLogger(__name__).warning("the variable %s means nothing to taskorch", name)
+        log.warning("the variable %s means nothing to taskorch", name)
+    for name in unknown_keys():
+        log.warning("the key %s in %s means nothing to taskorch", name, config_file())
     return settings
 
 

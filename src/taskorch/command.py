@@ -1,6 +1,7 @@
 """The `command` kind: which programs may run, how an attempt is started, followed, ended and adopted."""
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Mapping
@@ -10,10 +11,10 @@ from typing import Annotated, Any
 
 import anyio
 import anyio.to_thread
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from taskorch import output, supervised
-from taskorch.attempt import Attempt, Ending, Remains
+from taskorch.attempt import Attempt, Ending, Remains, unbegun
 from taskorch.errors import InvalidInput, readable, shown
 from taskorch.supervised import Exit, Order, SpawnFailed, Supervised
 from taskorch.task import Cancelled, Completed, Failed, Interrupted, Outcome, Reason, Task
@@ -25,14 +26,23 @@ STOP_SECONDS = 0.5  # what an orderly server stop leaves a `stop` command after 
 NEVER_RETRIED = (126, 127)  # not executable, not found: it would fail again
 
 
+def _plain(text: str) -> str:
+    if found := re.search("[\x00\ud800-\udfff]", text):  # NUL would end an argument, and begin a record of the order
+        raise ValueError(f"holds the character {found[0]!a}, which no program can be given")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_plain)]
+
+
 class CommandPayload(BaseModel):
     """What a command task takes."""
 
     model_config = ConfigDict(extra="forbid")
-    argv: Annotated[list[str], Field(min_length=1, max_length=1024)]
-    cwd: str | None = None
-    env: dict[str, str] = {}
-    stdin: str | None = None
+    argv: Annotated[list[Text], Field(min_length=1, max_length=1024)]
+    cwd: Text | None = None
+    env: dict[Text, Text] = {}
+    stdin: Text | None = None
 
 
 class NotAllowed(InvalidInput):
@@ -48,7 +58,7 @@ class Policy:
     def __init__(self, allowed: str, path: str | None = None) -> None:
         self.path = path if path is not None else os.environ.get("PATH", os.defpath)
         self.names = [name for name in (part.strip() for part in allowed.split(",")) if name]
-        self._files = {shutil.which(name, path=self.path) for name in self.names if name != "*"}
+        self._files = {self._find(name) for name in self.names if name != "*"}
 
     @property
     def allows_any(self) -> bool:
@@ -64,15 +74,19 @@ class Policy:
             )
         if not self.names:
             raise NotAllowed(self._refusal(name))
-        found = shutil.which(name, path=self.path)
+        found = self._find(name)
         if found is None:
             where = "it does not exist or is not executable" if "/" in name else f"not found in PATH={self.path}"
             raise InvalidInput(
                 f"payload.argv[0] {shown(name)}: {where}. Name an installed program or its absolute path."
             )
         if "*" not in self.names and found not in self._files:
-            raise NotAllowed(self._refusal(name))
+            raise NotAllowed(self._refusal(found if name in self.names else name))
         return found
+
+    def _find(self, name: str) -> str | None:
+        found = shutil.which(name, path=self.path)
+        return found and os.path.abspath(found)  # PATH may hold relative folders, and commands run in another one
 
     def _refusal(self, name: str) -> str:
         line = ",".join([*self.names, name])
@@ -105,8 +119,7 @@ class Command:
         task = attempt.task
         folder = self.attempt_folder(task)
         if attempt.adopted:
-            shim = Supervised.attach(folder)
-            return await (self._follow(attempt, shim) if shim else self._outcome(attempt))
+            return await self._go_on(attempt, Supervised.attach(folder))
         try:
             order = self._order(task)
             _make_folder(folder)
@@ -119,11 +132,11 @@ class Command:
             return Failed(Reason.SPAWN_ERROR, str(error))
         try:
             if attempt.ending:
-                return _before_it_began(attempt.ending)
+                return unbegun(attempt.ending)
             await shim.order(order)
             return await self._follow(attempt, shim)
         except SpawnFailed as error:
-            return Failed(Reason.SPAWN_ERROR, str(error))
+            return Interrupted(str(error))
         finally:
             shim.close()
 
@@ -140,6 +153,15 @@ class Command:
         return output.attempt_folder(self._folder, task.id, task.attempt)
 
     # One attempt.
+
+    async def _go_on(self, attempt: Attempt, shim: Supervised | None) -> Outcome | None:
+        """Follow what a dead server has started; without a shim it has ended."""
+        if shim is None:
+            return await self._outcome(attempt)
+        try:
+            return await self._follow(attempt, shim)
+        finally:
+            shim.close()
 
     async def _follow(self, attempt: Attempt, shim: Supervised) -> Outcome | None:
         """Wait for the shim's end, handing on every wish to end it; None when we let go of it."""
@@ -193,7 +215,7 @@ class Command:
                 return Failed(Reason.TIMEOUT, limit)
             case "spawn_error":
                 return _spawn_error(record.errno or 0)
-            case "cancel" if attempt.ending is Ending.STOP and attempt.task.cancel_requested_at is None:
+            case "cancel" if attempt.ending is not Ending.CANCEL:  # a server that stopped, or a signal to the shim
                 return Failed(Reason.INTERRUPTED, f"the server stopped; {_ended(record.killed)}")
             case "cancel":
                 return Cancelled(f"its process tree was ended; {_ended(record.killed)}")
@@ -275,16 +297,6 @@ def _check_folder(cwd: str) -> None:
 def _make_folder(folder: Path) -> None:
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700)
-
-
-def _before_it_began(ending: Ending) -> Outcome | None:
-    match ending:
-        case Ending.CANCEL:
-            return Cancelled("it had not begun")
-        case Ending.STOP:
-            return Interrupted("the server stopped before it began")
-        case Ending.LOST:
-            return None
 
 
 def _spawn_error(number: int) -> Outcome:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from platformdirs import user_config_path, user_state_path
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 PREFIX = "TASKORCH_"
@@ -19,12 +19,19 @@ def default_concurrency() -> int:
     return max(2, cpus or 2)
 
 
+def _absolute(path: Path) -> Path:
+    """Hosts pass `~` on as it is, and a command's supervisor works in another folder than the server."""
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
 class Settings(BaseSettings):
     """Each field is TASKORCH_ and its name in capitals, and a key of config.toml."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", env_ignore_empty=True)
 
-    state_dir: Annotated[Path, Field(description="database, output, locks")] = user_state_path("taskorch")
+    state_dir: Annotated[Path, AfterValidator(_absolute), Field(description="database, output, locks")] = (
+        user_state_path("taskorch")
+    )
     concurrency: Annotated[int, Field(ge=1, le=256, description="slots in this server process")] = default_concurrency()
     allow_commands: Annotated[str, Field(description="programs that may run, comma-separated; * is all")] = ""
     pass_env: Annotated[str, Field(description="further variables that commands inherit, comma-separated")] = ""
@@ -63,7 +70,7 @@ def config_file() -> Path:
 def load_settings(**flags: Any) -> Settings:
     """The settings, with the given flags (None: not given) on top.
 
-    Raises pydantic's ValidationError, and tomllib's TOMLDecodeError for a malformed file.
+    Raises pydantic's ValidationError; for a file that cannot be read OSError, TOMLDecodeError, UnicodeDecodeError.
     """
     return Settings(**{name: value for name, value in flags.items() if value is not None})
 
@@ -72,3 +79,8 @@ def unknown_variables(environment: Iterable[str]) -> list[str]:
     """TASKORCH_ variables that mean nothing: misspelt, most likely."""
     known = {PREFIX + name.upper() for name in Settings.model_fields} | GIVEN_TO_COMMANDS
     return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
+
+
+def unknown_keys() -> list[str]:
+    """Keys of config.toml that mean nothing. Raises like `load_settings`."""
+    return sorted(TomlConfigSettingsSource(Settings, config_file()).toml_data.keys() - Settings.model_fields.keys())

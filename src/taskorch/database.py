@@ -90,10 +90,7 @@ class Database:
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run `function` on the read connection, in one hop; it never waits for writers."""
-        try:
-            return cast(T, await _hop(self._reader, _read, function))
-        except sqlite3.Error as error:
-            raise _store_error(error) from error
+        return cast(T, await _hop(self._reader, _read, function))
 
     async def foreign_version(self) -> int:
         """A number that changes when another process has committed (own commits do not count)."""
@@ -157,12 +154,12 @@ async def open_database(path: Path) -> AsyncGenerator[Database]:
 
     Raises StoreError when the file is newer than this version, not a database, or cannot be opened.
     """
-    _make_private(path)
+    try:
+        _make_private(path)
+    except OSError as error:
+        raise StoreError(f"The store cannot be opened: {error}. Name another TASKORCH_STATE_DIR.") from error
     async with _connection(path) as writer:
-        try:
-            await _hop(writer, _prepare)
-        except sqlite3.Error as error:
-            raise _store_error(error) from error
+        await _hop(writer, _prepare)
         async with _connection(path) as reader:
             await _hop(reader, _prepare_reader)
             database = Database(writer, reader)
@@ -218,9 +215,15 @@ def _answer(write: _Write) -> None:
 
 
 async def _hop(connection: aiosqlite.Connection, function: Callable[..., T], *args: Any) -> T:
-    """Run function(raw connection, *args) on the connection's thread. The one use of aiosqlite's private executor."""
+    """Run function(raw connection, *args) on the connection's thread. The one use of aiosqlite's private executor.
+
+    Raises StoreError for what SQLite refuses.
+    """
     run = cast(Any, connection)._execute
-    return cast(T, await run(function, connection._conn, *args))  # pyright: ignore[reportPrivateUsage]
+    try:
+        return cast(T, await run(function, connection._conn, *args))  # pyright: ignore[reportPrivateUsage]
+    except sqlite3.Error as error:
+        raise _store_error(error) from error
 
 
 @asynccontextmanager

@@ -44,7 +44,10 @@ def readable(error: ValidationError, where: str = "", known: Sequence[str] = ())
 def shown(value: object) -> str:
     """A value as a sentence may quote it: at most 80 characters, on one line, without what cannot be encoded."""
     text = repr(value) if isinstance(value, str) else str(value)
-    text = text.encode("utf-8", "backslashreplace").decode().replace("\n", " ")
+    return cut(text.encode("utf-8", "backslashreplace").decode().replace("\n", " "))
+
+
+def cut(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
 
@@ -56,11 +59,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _sentence(mistake: ErrorDetails, where: str, known: Sequence[str]) -> str:
-    path = ".".join(str(part) for part in (*filter(None, [where]), *mistake["loc"])) or "The arguments"
+    path = cut(".".join(str(part) for part in (*filter(None, [where]), *mistake["loc"]))) or "The arguments"
     value, ctx = mistake["input"], mistake.get("ctx", {})
     match mistake["type"]:
         case "missing":
-            return f"{path} is required."
+            return f"{path} is required; add it."
         case "extra_forbidden":
             name = str(mistake["loc"][-1])
             choice = f" Allowed: {', '.join(known)}." if known else ""
@@ -82,9 +85,9 @@ _LIMITS = {
     "greater_than_equal": "be at least {ge}",
     "less_than": "be less than {lt}",
     "less_than_equal": "be at most {le}",
-    "string_too_short": "have at least {min_length} characters",
+    "string_too_short": "have {min_length} or more characters",
     "string_too_long": "have at most {max_length} characters",
-    "too_short": "have at least {min_length} items",
+    "too_short": "have {min_length} or more items",
     "too_long": "have at most {max_length} items",
     "finite_number": "be a finite number",
 }

@@ -11,6 +11,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
 
 from taskorch.attempt import Attempt, Ending, Remains
 from taskorch.errors import InvalidInput, NonRetryable, readable
@@ -19,6 +20,7 @@ from taskorch.task import Cancelled, Completed, Failed, Interrupted, Outcome, Pr
 
 MAX_ATTEMPTS = 3  # a handler is idempotent by contract, so it is run again after a failure or a crash
 RESULT_BYTES = 65_536
+RESULT_DEPTH = 32
 MESSAGE_CHARACTERS = 4_000
 STOP_SECONDS = 0.5  # what an orderly stop leaves a running handler to finish by itself
 
@@ -32,6 +34,7 @@ class Context:
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
+        self.told = False  # that it should end
 
     @property
     def task(self) -> Task:
@@ -39,11 +42,17 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody wants this attempt to end: for synchronous code, which cannot be interrupted."""
-        return self._attempt.ending is not None
+        """Whether somebody wants this attempt to end: for synchronous code, which cannot be interrupted.
+
+        A function that was told so has been cut short: what it returns or raises then does not count.
+        """
+        self.told = self.told or self._attempt.ending is not None
+        return self.told
 
     def progress(self, value: float, total: float | None = None, message: str | None = None) -> None:
         """Say how far it is; from any thread, as often as you like. The latest is stored a few times a second."""
+        if not math.isfinite(value) or not math.isfinite(total or 0):
+            raise ValueError(f"progress must be finite numbers, not {value} of {total}")
         text = message and message.encode("utf-8", "replace").decode()[:MESSAGE_CHARACTERS]
         self._attempt.progress(Progress(float(value), None if total is None else float(total), text))
 
@@ -51,8 +60,9 @@ class Context:
 class Handler:
     """A kind that is a Python function: `function(payload)` or `function(payload, context)`, async or not.
 
-    If the first parameter is annotated with a pydantic model, a TypedDict or a dataclass, payloads are checked against
-    it when a task is created, and the function receives that type. A synchronous function runs in a thread.
+    If the first parameter is annotated with a pydantic model, a dataclass or a TypedDict (before Python 3.12 that of
+    typing_extensions), payloads are checked against it when a task is created, and the function receives that type. A
+    synchronous function runs in a thread.
     """
 
     in_process = True
@@ -62,10 +72,12 @@ class Handler:
         self._function = function
         self._is_async = inspect.iscoroutinefunction(function)
         parameters = list(inspect.signature(function, eval_str=True).parameters.values())
-        if not 1 <= len(parameters) <= 2:
+        positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+        needs_more = any(one.kind is one.KEYWORD_ONLY and one.default is one.empty for one in parameters)
+        if needs_more or not 1 <= len(positional) <= 2:
             raise TypeError(f"handler {function.__qualname__} must take (payload) or (payload, context)")
-        self._takes_context = len(parameters) == 2
-        wanted = parameters[0].annotation
+        self._takes_context = len(positional) == 2
+        wanted = positional[0].annotation
         plain = wanted is inspect.Parameter.empty or wanted is Any or wanted is dict
         self._payload = None if plain else TypeAdapter[Any](wanted)
 
@@ -81,15 +93,7 @@ class Handler:
         with anyio.CancelScope(deadline=anyio.current_time() + attempt.task.timeout_seconds) as scope:
             attempt.on_end(lambda: _end(attempt, scope))
             return await self._outcome(attempt, payload)
-        match attempt.ending:
-            case Ending.CANCEL:
-                return Cancelled()
-            case Ending.STOP:
-                return Interrupted("the server stopped")
-            case Ending.LOST:
-                return None
-            case None:
-                return Failed(Reason.TIMEOUT, f"it ran longer than {attempt.task.timeout_seconds:g} s")
+        return _cut_short(attempt)
 
     async def inspect(self, task: Task) -> Remains:
         return Remains.NOTHING  # it ran inside its server, and went with it
@@ -100,19 +104,22 @@ class Handler:
         try:
             return self._payload.validate_python(payload)
         except ValidationError as error:
-            known = list(self._payload.json_schema().get("properties", {}))
-            raise InvalidInput(readable(error, "payload", known)) from None
+            raise InvalidInput(readable(error, "payload", _names(self._payload))) from None
 
-    async def _outcome(self, attempt: Attempt, payload: Any) -> Outcome:
+    async def _outcome(self, attempt: Attempt, payload: Any) -> Outcome | None:
+        context = Context(attempt)
         try:
-            return _completed(await self._call(payload, Context(attempt)))
+            result = await self._call(payload, context)
+            return _cut_short(attempt) if context.told else _completed(result)
         except anyio.get_cancelled_exc_class():
             if anyio.current_effective_deadline() == -math.inf:
                 raise  # a scope of ours, or one around it, was cancelled
             return Failed(Reason.ERROR, "it cancelled itself")
         except NonRetryable as error:
             return Failed(Reason.ERROR, _text(error), retryable=False)
-        except (Exception, SystemExit) as error:  # a handler may not end the server
+        except (Exception, SystemExit, BaseExceptionGroup) as error:  # a handler may not end the server
+            if context.told:
+                return _cut_short(attempt)
             log.warning("task %s attempt %s failed", attempt.task.id, attempt.task.attempt, exc_info=error)
             return Failed(Reason.ERROR, _text(error))
 
@@ -120,7 +127,8 @@ class Handler:
         arguments = (payload, context) if self._takes_context else (payload,)
         if self._is_async:
             return await cast(Awaitable[Any], self._function(*arguments))
-        result = await anyio.to_thread.run_sync(self._function, *arguments)
+        alone = anyio.CapacityLimiter(1)  # slots are the limit; the threads that others share are not ours to fill
+        result = await anyio.to_thread.run_sync(self._function, *arguments, limiter=alone)
         await anyio.lowlevel.checkpoint()  # a thread cannot be interrupted: a wish to end it takes effect now
         return result
 
@@ -163,16 +171,49 @@ def _end(attempt: Attempt, scope: anyio.CancelScope) -> None:
         scope.cancel()
 
 
+def _cut_short(attempt: Attempt) -> Outcome | None:
+    """How it ended when its scope ended it: by a wish, else by its time limit."""
+    match attempt.ending:
+        case Ending.CANCEL:
+            return Cancelled()
+        case Ending.STOP:
+            return Interrupted("the server stopped")
+        case Ending.LOST:
+            return None
+        case None:
+            return Failed(Reason.TIMEOUT, f"it ran longer than {attempt.task.timeout_seconds:g} s")
+
+
+def _names(payload: TypeAdapter[Any]) -> list[str]:
+    """The fields of what a handler takes, to suggest from; none where its type has no JSON schema."""
+    try:
+        return list(payload.json_schema().get("properties", {}))
+    except PydanticUserError:
+        return []
+
+
 def _completed(result: Any) -> Outcome:
     if isinstance(result, BaseModel):
         result = result.model_dump(mode="json")
     try:
-        size = len(dumps(result).encode())
+        size, depth = len(dumps(result).encode()), _depth(result)
     except (TypeError, ValueError, RecursionError) as error:
         return Failed(Reason.ERROR, f"its result is not JSON: {error}", retryable=False)
     if size > RESULT_BYTES:
         return Failed(Reason.ERROR, f"its result has {size} bytes; at most {RESULT_BYTES} are kept", retryable=False)
+    if depth > RESULT_DEPTH:
+        return Failed(Reason.ERROR, f"its result is nested more than {RESULT_DEPTH} levels deep", retryable=False)
     return Completed(result)
+
+
+def _depth(value: Any) -> int:
+    match value:
+        case dict():
+            return 1 + max(map(_depth, cast(dict[Any, Any], value).values()), default=0)
+        case list() | tuple():
+            return 1 + max(map(_depth, cast(list[Any], value)), default=0)
+        case _:
+            return 0
 
 
 def _text(error: BaseException) -> str:

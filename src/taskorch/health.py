@@ -102,7 +102,10 @@ def _queue(stats: Stats, now: int) -> Facts:
 
 
 def _disk(service: Service) -> Facts:
-    usage = os.statvfs(service.output_folder.parent)
+    try:
+        usage = os.statvfs(service.output_folder.parent)
+    except OSError:
+        return {}
     return {"free_bytes": usage.f_bavail * usage.f_frsize}
 
 
@@ -122,6 +125,7 @@ def _text(facts: dict[str, Any]) -> str:
     following = f", next start {queue['next_run_at']}" if "next_run_at" in queue else ""
     store = facts["store"]
     writes = f"a write takes {store['write_ms']} ms" if "write_ms" in store else store["error"]
+    free = f", {store['free_bytes']} free on its disk" if "free_bytes" in store else ""
     return "\n".join(
         [
             f"taskorch {facts['version']} is {facts['status']}, up {facts['uptime_seconds']} s",
@@ -131,6 +135,6 @@ def _text(facts: dict[str, Any]) -> str:
             f"queue: {queue['ready']} ready{oldest}{following}",
             f"workers: {workers['busy']} of {workers['slots']} slots busy, {len(workers['servers'])} server(s)",
             f"kinds: {', '.join(workers['kinds'])}",
-            f"store: {writes}, {store['bytes']} bytes, {store['free_bytes']} free on its disk",
+            f"store: {writes}, {store['bytes']} bytes{free}",
         ]
     )

@@ -43,9 +43,11 @@ class Peers:
             fd = os.open(self._path(peer_uuid), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return True
+        except OSError:  # such as too many open files: not known to be dead
+            return False
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+        except OSError:
             return False
         finally:
             os.close(fd)

@@ -23,6 +23,10 @@ HOUR_MS = 3_600_000
 BY_NAME = f"{SELECT} WHERE name = ? ORDER BY finished_at IS NOT NULL, seq DESC LIMIT {CANDIDATES + 1}"
 BY_PREFIX = f"{SELECT} WHERE id >= ? AND id < ? ORDER BY id LIMIT {CANDIDATES + 1}"
 NEWEST_NAMES = "SELECT id, name FROM tasks ORDER BY seq DESC LIMIT 500"
+# What a text filter looks into: the words of labels and error, not the JSON around them.
+TEXT = """coalesce(name, '') || ' ' ||
+  iif(labels IS NULL, '', (SELECT group_concat(value, ' ') FROM json_each(labels))) || ' ' ||
+  iif(error IS NULL, '', json_extract(error, '$.reason') || ' ' || json_extract(error, '$.message'))"""
 COUNTS = "SELECT status, priority, tasks FROM counts"
 ATTEMPTS = """SELECT attempt, owner, started_at, ended_at, outcome, reason, message, exit_code
   FROM attempts WHERE task = ? ORDER BY attempt DESC LIMIT ?"""
@@ -188,7 +192,7 @@ def _conditions(filters: Filters) -> tuple[list[str], list[Any]]:
         "created_at > ?": filters.created_after,
         "created_at < ?": filters.created_before,
         "EXISTS (SELECT 1 FROM json_each(labels) WHERE value = ?)": filters.label,
-        r"coalesce(name, '') || ' ' || coalesce(labels, '') || ' ' || coalesce(error, '') LIKE ? ESCAPE '\'": text,
+        rf"{TEXT} LIKE ? ESCAPE '\'": text,
     }
     given = {condition: value for condition, value in conditions.items() if value is not None}
     return list(given), list(given.values())

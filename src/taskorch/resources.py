@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence, Set
 from typing import Any
 
 import anyio
@@ -15,21 +15,24 @@ from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, Res
 from mcp.shared.exceptions import MCPError
 
 from taskorch import output
-from taskorch.errors import NotFound, TaskError, shown
+from taskorch.errors import NotFound, StoreError, shown
 from taskorch.health import stats_reply
+from taskorch.history import full_reply
 from taskorch.queries import FULL_ID, Filters
-from taskorch.replies import full_reply, list_reply, output_reply
+from taskorch.replies import clean_text, list_reply, output_reply
 from taskorch.rows import dumps
 from taskorch.service import Service
 from taskorch.store import Change
 from taskorch.task import Status, Task
 
 Ctx = ServerRequestContext[Any]
+Looks = tuple[int, int] | None  # None: it is not stored
 
 RECENT, FAILED, STATS = "tasks://recent", "tasks://failed", "tasks://stats"
 TASK, OUTPUT = "task://{task_id}", "task://{task_id}/output"
 URI = re.compile(rf"task://({FULL_ID.pattern})(/output)?")
 ROWS = 20
+SUGGESTED = 1_000  # ids and names to choose completions from
 COALESCE_SECONDS = 0.1  # changes that come together are told once
 
 STATIC = (
@@ -54,7 +57,7 @@ class Resources:
         self._listen = ListenHandler(self._bus)
         self._listeners: Counter[str] = Counter()  # 2026-07-28: how many streams listen to a URI
         self._sessions: dict[str, ServerSession] = {}  # 2025-11-25: who subscribed to it (one connection on stdio)
-        self._seen: dict[str, tuple[int, int]] = {}  # what a subscribed task looked like when it was last told
+        self._seen: dict[str, Looks] = {}  # what a subscribed task looked like when it was last told
         self._pending: set[str] = set()
         self._look = False
         self._bell = anyio.Event()
@@ -79,14 +82,13 @@ class Resources:
             mime_type, text = await self._content(uri)
         except NotFound:
             raise _missing(ctx, uri) from None
-        except TaskError as error:
-            raise MCPError(mt.INTERNAL_ERROR, str(error), {"uri": uri}) from None
-        return mt.ReadResourceResult(contents=[mt.TextResourceContents(uri=uri, mime_type=mime_type, text=text)])
+        contents = mt.TextResourceContents(uri=uri, mime_type=mime_type, text=clean_text(text))
+        return mt.ReadResourceResult(contents=[contents])
 
     async def complete(self, ctx: Ctx, params: mt.CompleteRequestParams) -> mt.CompleteResult:
         found: list[str] = []
         if isinstance(params.ref, mt.ResourceTemplateReference) and params.argument.name == "task_id":
-            words = await self._service.queries.suggest(params.argument.value, 101)
+            words = await self._service.queries.suggest(params.argument.value, SUGGESTED)
             found = [word for word in words if FULL_ID.fullmatch(word)]
         values = found[:100]
         return mt.CompleteResult(completion=mt.Completion(values=values, total=None, has_more=len(found) > 100))
@@ -96,20 +98,24 @@ class Resources:
         if uri not in (RECENT, FAILED, STATS) and not URI.fullmatch(uri):
             raise _missing(ctx, uri)
         self._sessions[uri] = ctx.session
+        await self._remember([uri])
         return mt.EmptyResult()
 
     async def unsubscribe(self, ctx: Ctx, params: mt.UnsubscribeRequestParams) -> mt.EmptyResult:
         self._sessions.pop(str(params.uri), None)
+        self._forget()
         return mt.EmptyResult()
 
     async def listen(self, ctx: Ctx, params: mt.SubscriptionsListenRequestParams) -> mt.SubscriptionsListenResult:
         wanted = [str(uri) for uri in params.notifications.resource_subscriptions or ()]
         self._listeners.update(wanted)
         try:
+            await self._remember(wanted)
             return await self._listen(ctx, params)
         finally:
             self._listeners.subtract(wanted)
             self._listeners += Counter()  # forget those at zero
+            self._forget()
 
     async def run(self) -> None:
         """Tell subscribers what changed, in this process or in another; ends by cancellation."""
@@ -120,7 +126,10 @@ class Resources:
                 self._bell = anyio.Event()
                 if self._look:
                     self._look = False
-                    await self._find_foreign()
+                    try:
+                        await self._find_foreign()
+                    except StoreError as error:
+                        log.warning("could not see what another server changed: %s", error)
                 pending, self._pending = self._pending, set()
                 for uri in sorted(pending):
                     await self._tell(uri)
@@ -128,7 +137,7 @@ class Resources:
     # Telling.
 
     def _heard(self, changes: Sequence[Change]) -> None:
-        wanted = self._listeners.keys() | self._sessions.keys()
+        wanted = self._wanted()
         if not wanted:
             return
         for task_id, task in changes:
@@ -137,22 +146,36 @@ class Resources:
         if self._pending or self._look:
             self._bell.set()
 
-    def _touch(self, task_id: str, task: Task | None, wanted: set[str]) -> None:
-        uris = {RECENT, STATS, f"task://{task_id}", f"task://{task_id}/output"}
-        if task is None or task.status is Status.FAILED:
-            uris.add(FAILED)
-        if f"task://{task_id}" in wanted and task is not None:
-            self._seen[task_id] = (task.version, task.updated_at)
-        self._pending |= uris & wanted
+    def _touch(self, task_id: str, task: Task | None, wanted: Set[str]) -> None:
+        self._pending |= {RECENT, FAILED, STATS} & wanted  # each of them shows counts
+        if own := {f"task://{task_id}", f"task://{task_id}/output"} & wanted:
+            self._pending |= own
+            self._seen[task_id] = _looks(task)
 
     async def _find_foreign(self) -> None:
         """Another process changed something: which of the subscribed tasks look other than when they were last told?"""
-        wanted = self._listeners.keys() | self._sessions.keys()
-        ids = [match[1] for uri in wanted if (match := URI.fullmatch(uri))]
-        for task in await self._service.queries.get_many(ids):
-            if self._seen.get(task.id) != (task.version, task.updated_at):
-                self._touch(task.id, task, wanted)
+        wanted = self._wanted()
         self._pending |= {RECENT, FAILED, STATS} & wanted
+        for task_id, task in (await self._stored(wanted)).items():
+            if self._seen.get(task_id) != _looks(task):
+                self._touch(task_id, task, wanted)
+
+    async def _remember(self, uris: Collection[str]) -> None:
+        """Note how the tasks behind new subscriptions look, so that only what changes from now on is told."""
+        for task_id, task in (await self._stored(uris)).items():
+            self._seen.setdefault(task_id, _looks(task))
+
+    def _forget(self) -> None:
+        kept = _task_ids(self._wanted())
+        self._seen = {task_id: looks for task_id, looks in self._seen.items() if task_id in kept}
+
+    async def _stored(self, uris: Collection[str]) -> dict[str, Task | None]:
+        ids = sorted(_task_ids(uris))
+        found = {task.id: task for task in await self._service.queries.get_many(ids)} if ids else {}
+        return {task_id: found.get(task_id) for task_id in ids}
+
+    def _wanted(self) -> Set[str]:
+        return self._listeners.keys() | self._sessions.keys()
 
     async def _tell(self, uri: str) -> None:
         await self._bus.publish(ResourceUpdated(uri=uri))
@@ -183,6 +206,14 @@ class Resources:
             return "text/plain", output_reply(task, task.attempt, part, None).text
         history = await service.queries.history(task)
         return "application/json", dumps(full_reply(task, history, await service.view(), None).facts)
+
+
+def _looks(task: Task | None) -> Looks:
+    return (task.version, task.updated_at) if task is not None else None
+
+
+def _task_ids(uris: Collection[str]) -> set[str]:
+    return {match[1] for uri in uris if (match := URI.fullmatch(uri))}
 
 
 def _missing(ctx: Ctx, uri: str) -> MCPError:

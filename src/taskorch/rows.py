@@ -92,20 +92,20 @@ def complete(tx: Transaction, task: Task, after: Task) -> bool:
     return True
 
 
-def insert(tx: Transaction, task: Task, values: list[Any]) -> Task:
-    """Store a new task, encoded beforehand by `to_values`; it gets the next place in the order of arrival."""
-    seq = tx.execute(INSERT, values).lastrowid
+def insert(tx: Transaction, task: Task, values: list[Any] | None = None) -> Task:
+    """Store a new task; with `seq` 0 it gets the next place in the order of arrival. `values`: encoded beforehand."""
+    seq = tx.execute(INSERT, to_values(task) if values is None else values).lastrowid
     return changed(tx, None, with_values(task, seq=seq))
 
 
 def to_values(task: Task) -> list[Any]:
-    """The row of a new task, its place still open."""
+    """The row of a new task: encoded outside the transaction, which others wait for."""
     row = task.__dict__
     values = [row[name] for name in COLUMNS]
     for place, encode in _ENCODED:
         if values[place] is not None:
             values[place] = encode(values[place])
-    values[0] = None
+    values[0] = task.seq or None
     return values
 
 
@@ -115,7 +115,8 @@ def save(tx: Transaction, before: Task, after: Task) -> Task:
     The row must still be what `before` says: status, attempt and owner are the fence, in the statement itself.
     """
     old, new = before.__dict__, after.__dict__
-    names = tuple(name for name in COLUMNS if new[name] is not old[name] and new[name] != old[name])
+    # By identity: a move leaves what it does not touch as it is, and Python calls 1, 1.0 and True equal.
+    names = tuple(name for name in COLUMNS if new[name] is not old[name])
     if after.status is Status.COMPLETED and before.status is not Status.COMPLETED and "result" not in names:
         names += ("result",)  # None is a result too
     if names:

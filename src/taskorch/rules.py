@@ -45,7 +45,7 @@ EDITABLE_WORKING = frozenset({"priority", "labels"})
 
 def create(new: NewTask, *, seq: int, task_id: str, now: int) -> Task:
     """A new waiting task, in the ready index if it may run now."""
-    return with_values(
+    task = with_values(
         _BLANK,
         seq=seq,
         id=task_id,
@@ -54,7 +54,7 @@ def create(new: NewTask, *, seq: int, task_id: str, now: int) -> Task:
         payload=new.payload,
         priority=new.priority,
         rank=int(new.priority),
-        ready=new.run_at is None or new.run_at <= now,
+        ready=False,
         max_attempts=new.max_attempts,
         timeout_seconds=new.timeout_seconds,
         on_server_exit=new.on_server_exit,
@@ -64,6 +64,7 @@ def create(new: NewTask, *, seq: int, task_id: str, now: int) -> Task:
         created_at=now,
         updated_at=now,
     )
+    return file(task, now)
 
 
 def starts_left(task: Task) -> int:
@@ -99,6 +100,7 @@ def settle(task: Task, outcome: Outcome, now: int, started_at: int | None = None
 
     `started_at` is when the work really began, if that was later than the claim.
     """
+    _must_work(task)
     began = task.started_at if started_at is None else started_at
     match outcome:
         case Completed(result):
@@ -122,6 +124,7 @@ def settle(task: Task, outcome: Outcome, now: int, started_at: int | None = None
 
 def adopt(task: Task, owner: int, now: int) -> Task:
     """working → working: another server goes on with the same attempt of a command that outlived its owner."""
+    _must_work(task)
     return _move(task, Status.WORKING, now, owner=owner)
 
 
@@ -138,7 +141,8 @@ def expire(task: Task, now: int) -> Task:
     """waiting → failed: `expires_at` has passed."""
     if not is_expired(task, now):
         raise Conflict(f"task {task.label} has not expired")
-    error = Error(Reason.EXPIRED, "it had not started when expires_at passed")
+    again = " again" if task.attempt else ""
+    error = Error(Reason.EXPIRED, f"it had not started{again} when expires_at passed")
     return _end(task, Status.FAILED, now, task.started_at, error=error)
 
 
@@ -152,7 +156,7 @@ def retry(task: Task, run_at: int | None, now: int) -> Task:
         raise Conflict(f"{task.label} is {task.status}; retry_task works on failed and cancelled tasks.{_hint(task)}")
     if task.delete_requested:
         raise Conflict(f"{task.label} is about to be deleted. Create a new task instead.")
-    expired = task.expires_at is not None and task.expires_at <= now
+    expired = task.expires_at is not None and task.expires_at <= max(now, run_at or now)
     return _wait(
         task,
         now,
@@ -191,7 +195,8 @@ def edit(task: Task, changes: Mapping[str, Any], expected_version: int | None, n
     if "priority" in fields:
         fields["rank"] = int(fields["priority"])
     edited = _move(task, task.status, now, **fields)
-    if edited.run_at is not None and edited.expires_at is not None and edited.expires_at <= edited.run_at:
+    timed = "run_at" in fields or "expires_at" in fields
+    if timed and edited.run_at and edited.expires_at and edited.expires_at <= edited.run_at:
         raise Conflict(f"{task.label} would expire before it may start. Set expires_at after run_at.")
     return with_values(edited, ready=may_run(edited, now)) if task.status is Status.WAITING else edited
 
@@ -203,6 +208,7 @@ def file(task: Task, now: int) -> Task:
 
 def report(task: Task, progress: Progress, now: int) -> Task:
     """Note how far the current attempt is. It does not raise the version: nobody's edit conflicts with it."""
+    _must_work(task)
     return with_values(task, progress=progress, updated_at=now)
 
 
@@ -215,7 +221,7 @@ def request_delete(task: Task, confirm: bool, now: int) -> Task | None:
             f"{task.label} is working; deleting it ends its work. Call delete_task again with confirm=true, "
             "or cancel_task first."
         )
-    return with_values(cancel(task, "deleted while working", now), delete_requested=True)
+    return with_values(cancel(task, "deleted while working", now), delete_requested=True, updated_at=now)
 
 
 def phase(task: Task, now: int, kinds: Collection[str]) -> Phase | None:
@@ -251,6 +257,12 @@ def _move(task: Task, to: Status, now: int, **changes: Any) -> Task:
     if to not in MOVES[task.status]:
         raise Conflict(f"{task.label} is {task.status} and cannot become {to}.{_hint(task)}")
     return with_values(task, status=to, updated_at=now, version=task.version + 1, **changes)
+
+
+def _must_work(task: Task) -> None:
+    """What has no attempt under way has nothing to settle, adopt or report. Raises Conflict."""
+    if task.status is not Status.WORKING:
+        raise Conflict(f"{task.label} is {task.status}: no attempt of it is under way.{_hint(task)}")
 
 
 def _end(task: Task, to: Status, now: int, started_at: int | None, **changes: Any) -> Task:

@@ -1,7 +1,8 @@
 """The MCP server: tools and resources on the SDK's lowlevel Server, and the only translation of errors."""
 
 import logging
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
 
 import mcp_types as mt
 from mcp.server.caching import CacheHint
@@ -18,6 +19,8 @@ from taskorch.service import Service
 from taskorch.tools import TOOLS, Call, Tool, call_tool
 
 Ctx = ServerRequestContext[Any]
+Params = TypeVar("Params")
+Answer = TypeVar("Answer")
 
 STATIC_MS = 300_000  # how long a client may keep what never changes while we run
 INSTRUCTIONS = """\
@@ -69,11 +72,11 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
         on_call_tool=on_call_tool,
         on_list_resources=resources.list,
         on_list_resource_templates=resources.templates,
-        on_read_resource=resources.read,
-        on_completion=resources.complete,
-        on_subscribe_resource=resources.subscribe,
+        on_read_resource=_private(resources.read),
+        on_completion=_private(resources.complete),
+        on_subscribe_resource=_private(resources.subscribe),
         on_unsubscribe_resource=resources.unsubscribe,
-        on_subscriptions_listen=resources.listen,
+        on_subscriptions_listen=_private(resources.listen),
         cache_hints={
             "server/discover": CacheHint(STATIC_MS, "public"),
             "tools/list": CacheHint(STATIC_MS, "public"),
@@ -85,6 +88,23 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
 def initialization(server: Server[Any]) -> InitializationOptions:
     """What the 2025-11-25 handshake announces. The lists of tools and resources never change while we run."""
     return server.create_initialization_options(NotificationOptions())
+
+
+def _private(answer: Callable[[Ctx, Params], Awaitable[Answer]]) -> Callable[[Ctx, Params], Awaitable[Answer]]:
+    """`answer`, with what it may raise by mistake kept in the log: a 2025-11-25 client would be sent its text."""
+
+    async def guarded(ctx: Ctx, params: Params) -> Answer:
+        try:
+            return await answer(ctx, params)
+        except MCPError:
+            raise
+        except TaskError as error:
+            raise MCPError(mt.INTERNAL_ERROR, clean_text(str(error))) from None
+        except Exception:
+            log.exception("%s", ctx.method)
+            raise MCPError(mt.INTERNAL_ERROR, "Internal error; the server's log says more.") from None
+
+    return guarded
 
 
 def _describe(name: str, tool: Tool) -> mt.Tool:
@@ -109,11 +129,25 @@ def _call(ctx: Ctx) -> Call:
     async def tell(value: float, total: float, message: str) -> None:
         await ctx.session.report_progress(value, total, message)
 
-    return Call(name[:60] or "client", tell)
+    return Call(clean_text(name[:60]) or "client", tell)
 
 
 def _result(reply: Reply) -> mt.CallToolResult:
-    return mt.CallToolResult(content=[mt.TextContent(text=clean_text(reply.text))], structured_content=reply.facts)
+    return mt.CallToolResult(
+        content=[mt.TextContent(text=clean_text(reply.text))], structured_content=_clean(reply.facts)
+    )
+
+
+def _clean(value: Any) -> Any:
+    match value:
+        case str():
+            return clean_text(value)
+        case dict():
+            return {name: _clean(item) for name, item in cast(dict[str, Any], value).items()}
+        case list():
+            return [_clean(item) for item in cast(list[Any], value)]
+        case _:
+            return value
 
 
 def _failure(text: str) -> mt.CallToolResult:

@@ -10,7 +10,7 @@ import anyio.to_thread
 
 from taskorch import output
 from taskorch.queries import Queries
-from taskorch.replies import TAIL_BYTES, Tail, View
+from taskorch.replies import TAIL_BYTES, WAIT_TAILS, Tail, View
 from taskorch.store import Change, Store
 from taskorch.task import Kind, OnServerExit, Status, Task
 
@@ -71,9 +71,9 @@ class Service:
                     await changed.wait()
 
     async def tails(self, tasks: Sequence[Task]) -> dict[str, Tail]:
-        """The last output of commands that have started, a fair share of the reply each."""
-        commands = [task for task in tasks if task.kind == "command" and task.attempt > 0]
-        share = min(TAIL_BYTES, max(80, TAIL_BYTES // max(1, len(commands))))
+        """The last output of commands that have started, a fair share of the reply each; the first few are enough."""
+        commands = [task for task in tasks if task.kind == "command" and task.attempt > 0][:WAIT_TAILS]
+        share = (TAIL_BYTES // max(1, len(commands)) - 64) * 3 // 4  # what `read` makes TAIL_BYTES of, at most
         return await anyio.to_thread.run_sync(
             lambda: {task.id: _tail(self.output_folder, task, share) for task in commands}
         )

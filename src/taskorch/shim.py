@@ -31,7 +31,10 @@ DRAIN_SECONDS = 1.0
 KILL_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 NEVER = float("inf")
-RECORD = '{"v":1,"code":%s,"signal":%s,"why":"%s","errno":%s,"tree_gone":%s,"killed":%d,"started":%d,"ended":%d,"bytes":%d}\n'
+RECORD = (
+    '{"v":1,"code":%s,"signal":%s,"why":"%s","errno":%s,"tree_gone":%s,'
+    '"killed":%d,"started":%d,"ended":%d,"bytes":%d}\n'
+)
 
 
 def main() -> None:
@@ -218,7 +221,7 @@ class Attempt:
         try:
             # Noted before it may begin: where a lock is free and no child noted, nothing has ever run.
             os.write(self._lock, b"%d %s\n" % (self._child, _start_time(self._child)))
-            os.write(opener, b"G")
+            _maybe(os.write, opener, b"G")  # refused if the child has failed already, which it reports below
         finally:
             os.close(opener)
         self._timeout_at = time.monotonic() + self._order.timeout
@@ -371,7 +374,8 @@ def _become(order: Order, stdin: int, output: int, gate: int, report: int) -> No
         for fd, source in enumerate((stdin, output, output)):
             os.dup2(source, fd)
         low, high = sorted((gate, report))
-        for start, end in ((3, low), (low + 1, high), (high + 1, max(os.sysconf("SC_OPEN_MAX"), 1024))):
+        top = min(max(os.sysconf("SC_OPEN_MAX"), 1024), 65536)
+        for start, end in ((3, low), (low + 1, high), (high + 1, top)):
             os.closerange(start, end)
         for number in (*IGNORED, _signal.SIGXFSZ):  # the last one is ignored by Python
             _signal.signal(number, _signal.SIG_DFL)
@@ -400,7 +404,7 @@ def _freeze_tree(give_up: float) -> list[int]:
     tree: list[int] = []
     seen: set[int] = set()
     news = True
-    while news and time.monotonic() < give_up:
+    while news:
         tree, groups = [os.getpid()], {0, os.getpgrp()}
         for parent in tree:  # it grows as we go
             for pid in _children(parent):
@@ -411,7 +415,7 @@ def _freeze_tree(give_up: float) -> list[int]:
                     # below us, so it has no other members.
                     groups.add(group)
                     _signal_group(group, _signal.SIGSTOP)
-        news = not seen.issuperset(tree)
+        news = not seen.issuperset(tree) and time.monotonic() < give_up
         seen.update(tree)
     return tree[1:]
 

@@ -7,7 +7,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ import anyio
 
 from taskorch import rules
 from taskorch.database import Database, Transaction
+from taskorch.errors import StoreError
 from taskorch.rows import (
     SELECT,
     complete,
@@ -102,10 +103,10 @@ class Store:
         seen = await self._database.foreign_version()
         while True:
             await anyio.sleep(FOLLOW_SECONDS)
-            version = await self._database.foreign_version()
-            if version != seen:
-                seen = version
-                self._tell(())
+            with suppress(StoreError):  # whoever reads or writes says so; here it must not end the server
+                if (version := await self._database.foreign_version()) != seen:
+                    seen = version
+                    self._tell(())
 
     async def probe(self) -> None:
         """Make an empty transaction, to see that one can be made. Raises StoreError."""
@@ -175,18 +176,17 @@ class Store:
 
         def claim(tx: Transaction) -> list[Task]:
             now = self.now()
-            found = [from_row(row) for kind, more in kinds.items() for row in tx.execute(READY, (kind, free + more))]
+            found: list[Task] = []
+            for kind, more in kinds.items():
+                found += self._runnable(tx, kind, free + more, now)
             found.sort(key=lambda task: (-task.rank, task.seq))
             claimed: list[tuple[Task, Task]] = []
             for task in found:
-                if not rules.may_run(task, now):
-                    self._refile(tx, task, now)
-                elif len(claimed) < free or (len(claimed) < free + kinds[task.kind] and rules.starts_left(task) > 1):
+                if len(claimed) < free or (len(claimed) < free + kinds[task.kind] and rules.starts_left(task) > 1):
                     claimed.append((task, rules.claim(task, owner, now)))
             save_all(tx, claimed, CLAIMED)
             tx.executemany(BEGIN_ATTEMPT, [(task.seq, task.attempt, owner, now) for _, task in claimed])
-            refused_all = bool(found) and not claimed and free > 0
-            return claim(tx) if refused_all else [task for _, task in claimed]
+            return [task for _, task in claimed]
 
         return await self._database.write(claim)
 
@@ -262,6 +262,16 @@ class Store:
         return removed
 
     # Inside transactions.
+
+    def _runnable(self, tx: Transaction, kind: str, limit: int, now: int) -> list[Task]:
+        """The best ready tasks of a kind. Those that may not run after all leave the index, for others behind them."""
+        while True:
+            found = [from_row(row) for row in tx.execute(READY, (kind, limit))]
+            stale = [task for task in found if not rules.may_run(task, now)]
+            if not stale:
+                return found
+            for task in stale:
+                self._refile(tx, task, now)
 
     def _refile(self, tx: Transaction, task: Task, now: int) -> None:
         if rules.is_expired(task, now):

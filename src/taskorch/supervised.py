@@ -1,10 +1,10 @@
 """A shim seen from the server: starting one, steering it, waiting for its end, and what it left on disk."""
 
 import fcntl
-import json
 import os
 import py_compile
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -12,10 +12,10 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.to_thread
+from pydantic import TypeAdapter
 
 _LET_GO: list[subprocess.Popen[bytes]] = []  # shims that go on without us; subprocess warns when it forgets one
 SHIM = Path(__file__).with_name("shim.py")
@@ -39,6 +39,9 @@ class Exit:
     tree_gone: bool
     killed: int
     bytes: int
+
+
+_EXIT = TypeAdapter(Exit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +143,7 @@ class Supervised:
             if fd >= 0:
                 os.close(fd)
         self._pipe = self._pidfd = -1
-        if self._process is not None and self._process.poll() is None:
-            _LET_GO.append(self._process)
+        _LET_GO[:] = [process for process in (*_LET_GO, self._process) if process and process.poll() is None]
 
     def _tell(self, command: bytes) -> None:
         with suppress(OSError):  # it has ended meanwhile
@@ -159,8 +161,8 @@ class Supervised:
 def holder(folder: Path) -> int | None:
     """The pid that holds an attempt's shim lock, None when nobody does."""
     try:
-        fd = os.open(folder / "shim.lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
+        fd = _open_own(folder / "shim.lock", os.O_RDWR)
+    except OSError:
         return None
     try:
         query = struct.pack(_FLOCK, *([fcntl.F_WRLCK, 0, 0, 0, 0] if _PID == 4 else [0, 0, 0, fcntl.F_WRLCK, 0]))
@@ -174,20 +176,18 @@ def holder(folder: Path) -> int | None:
 def exit_record(folder: Path) -> Exit | None:
     """What the shim left when it ended; None when there is no (sound) record."""
     try:
-        fd = os.open(folder / "exit.json", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        with os.fdopen(fd, "rb") as file:
-            record: dict[str, Any] = json.loads(file.read(RECORD_BYTES))
-        fields = ("why", "code", "signal", "errno", "tree_gone", "killed", "bytes")
-        return Exit(*(record[name] for name in fields))
-    except (OSError, ValueError, KeyError, TypeError):
+        with os.fdopen(_open_own(folder / "exit.json", os.O_RDONLY), "rb") as file:
+            return _EXIT.validate_json(file.read(RECORD_BYTES), strict=True)
+    except (OSError, ValueError):
         return None
 
 
 def has_begun(folder: Path) -> bool:
     """Whether the shim has noted a child, that is, started the command."""
     try:
-        return len((folder / "shim.lock").read_text().splitlines()) > 1
-    except (OSError, ValueError):
+        with os.fdopen(_open_own(folder / "shim.lock", os.O_RDONLY), "rb") as file:
+            return len(file.read(RECORD_BYTES).splitlines()) > 1
+    except OSError:
         return False
 
 
@@ -228,6 +228,16 @@ def _spawn(folder: Path, shim: Path) -> subprocess.Popen[bytes]:
         start_new_session=True,
         bufsize=0,
     )
+
+
+def _open_own(path: Path, mode: int) -> int:
+    """Open a regular file of ours, and nothing that merely bears its name. Raises OSError."""
+    fd = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+        os.close(fd)
+        raise PermissionError(f"{path} is not a file of ours")
+    return fd
 
 
 def _write_all(fd: int, data: bytes) -> None:

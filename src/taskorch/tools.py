@@ -1,5 +1,6 @@
 """The tools: one function each, and the registry that says how they look to a model."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,14 @@ from taskorch import arguments as args
 from taskorch import output
 from taskorch.errors import InvalidInput, did_you_mean, shown
 from taskorch.health import stats_reply
+from taskorch.history import full_reply
 from taskorch.queries import Filters
-from taskorch.replies import Reply, full_reply, list_reply, output_reply, task_reply, wait_reply
+from taskorch.replies import Reply, iso, list_reply, output_reply, task_reply, wait_order, wait_reply
 from taskorch.service import Service, Tell, missing
 from taskorch.task import Kind, NewTask, Priority, Status, Task
 
 DELETE_SECONDS = 25.0  # how long delete_task waits for a working task to end
+CURSOR = re.compile(r"c[0-9]{1,18}")  # what SQLite can hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ async def wait_for_tasks(service: Service, call: Call, a: args.WaitForTasks) -> 
         return until(task.ended for task in tasks) or (a.until == "any" and len(tasks) < len(ids)) or not tasks
 
     tasks = await service.wait_until(done, ids, min(seconds, service.wait_cap_seconds), call.tell)
-    tails = await service.tails(tasks)
+    tails = await service.tails(wait_order(tasks))
     return wait_reply(tasks, missing(ids, tasks), done(tasks), tails, await service.view())
 
 
@@ -136,7 +139,10 @@ async def get_task_output(service: Service, call: Call, a: args.GetTaskOutput) -
     task = await service.queries.resolve(a.task_id)
     attempt = a.attempt or task.attempt
     if attempt > task.attempt:
-        raise InvalidInput(f"{task.label} has had {task.attempt} attempts; there is no attempt {attempt}.")
+        raise InvalidInput(
+            f"{task.label} has had {task.attempt} attempts; there is no attempt {attempt}. "
+            "Leave attempt out for the latest."
+        )
     if a.offset is not None and "tail_bytes" in a.model_fields_set:
         raise InvalidInput("tail_bytes and offset exclude each other; give one of them.")
     folder = output.attempt_folder(service.output_folder, task.id, attempt)
@@ -243,7 +249,10 @@ TOOLS: Mapping[str, Tool] = {
 async def call_tool(service: Service, call: Call, name: str, raw: Mapping[str, Any]) -> Reply:
     """Run a tool that exists. Raises TaskError with a text for the model."""
     tool = TOOLS[name]
-    return await tool.run(service, call, args.parse(name, tool.arguments, raw))
+    try:
+        return await tool.run(service, call, args.parse(tool.arguments, raw))
+    except InvalidInput as error:
+        raise InvalidInput(f"{error} Nothing was done; correct this and call {name} again.") from None
 
 
 def _new_task(service: Service, a: args.CreateTask) -> NewTask:
@@ -270,14 +279,15 @@ def _new_task(service: Service, a: args.CreateTask) -> NewTask:
 def _kind(service: Service, name: str) -> Kind:
     if name not in service.kinds:
         known = sorted(service.kinds)
-        raise InvalidInput(f"Unknown kind {shown(name)}.{did_you_mean(name, known)} Known kinds: {', '.join(known)}.")
+        raise InvalidInput(f"Unknown kind {shown(name)}.{did_you_mean(name, known)} Use one of: {', '.join(known)}.")
     return service.kinds[name]
 
 
 def _check_expiry(expires_at: int, run_at: int | None, now: int) -> None:
     if expires_at <= max(now, run_at or 0):
         raise InvalidInput(
-            "expires_at must lie ahead, and after run_at; the task could never start. Choose a later time."
+            f"expires_at {iso(expires_at)} must lie ahead, and after run_at; the task could never start. "
+            "Choose a later time."
         )
 
 
@@ -286,14 +296,14 @@ def _check_wait(service: Service, name: str, seconds: float) -> None:
     if seconds > cap:
         raise InvalidInput(
             f"{name} {seconds:g} is not allowed; it must be at most {cap:g}: hosts end calls after about a minute. "
-            f"Wait {cap:g} s and call again, or have the user raise TASKORCH_WAIT_CAP_SECONDS."
+            f"Wait {cap:g} s at a time, or have the user raise TASKORCH_WAIT_CAP_SECONDS."
         )
 
 
 def _seq(cursor: str | None) -> int | None:
     if cursor is None:
         return None
-    if cursor[:1] != "c" or not cursor[1:].isascii() or not cursor[1:].isdigit() or len(cursor) > 20:
+    if not CURSOR.fullmatch(cursor):
         raise InvalidInput(
             f"cursor {shown(cursor)} is not one of list_tasks; leave it out to begin with the newest task."
         )

@@ -1,26 +1,25 @@
 """The pool: claims ready tasks, runs them in slots, settles their attempts, and takes over from dead servers."""
 
+import asyncio
 import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
 import anyio
-import anyio.lowlevel
 from anyio.abc import TaskGroup, TaskStatus
 
-from taskorch.attempt import Attempt, Ending, Kind, Remains
+from taskorch.attempt import Attempt, Ending, Kind, Remains, unbegun
 from taskorch.errors import StoreError
 from taskorch.peers import Peers
-from taskorch.store import Change, End, Peer, Store
+from taskorch.settler import LOST, Settler
+from taskorch.store import Change, Peer, Store
 from taskorch.task import Failed, Interrupted, Outcome, Reason, Status, Task
 
 TICK_SECONDS = 0.25  # how often other servers' locks are looked at
 PROGRESS_SECONDS = 0.25  # progress reaches the store at most this often
 RETRY_SECONDS = 1.0  # pause after the store failed
 LOOK_SECONDS = 60.0  # a clock set forward, or a laptop that slept, delays a due task by no more than this
-UNSETTLED_MOST = 64  # so many ends may wait for their commit; the slots wait then
-UNSETTLED_YIELD = 8
 AHEAD_MOST = 56  # how many short tasks may be claimed beyond the free slots
 AHEAD_RUN_SECONDS = 0.005  # only kinds that run shorter than this on average are claimed ahead
 
@@ -46,17 +45,16 @@ class Worker:
         self._slots = slots
         self._queue: deque[Task] = deque()  # claimed, not begun
         self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._unwanted: set[tuple[str, int]] = set()  # attempts that were cancelled before they began
         self._pace = {name: _Pace(slots if kind.in_process else 0) for name, kind in kinds.items()}
         self._dirty: set[Attempt] = set()
-        self._ends: list[End] = []  # ended, not written yet
+        self._settler = Settler(store)
         self._suspects: set[str] = set()  # taken over after a crash: one of them may have caused it
         self._others: list[Peer] = []
         self._foreign = True  # another process has changed something
         self._drained = False  # the last claim left slots free, and nothing became ready since
         self._stopping = anyio.Event()
         self._work = anyio.Event()  # something may be claimable
-        self._ended = anyio.Event()  # there is an end to write
-        self._written = anyio.Event()  # the ends so far are written
         self._given = anyio.Event()  # the queue has something for a slot
         self._due = anyio.Event()  # the next due time may have changed
         self._told = anyio.Event()  # an attempt has reported progress
@@ -68,10 +66,11 @@ class Worker:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Work until `stop`; then end, let go or give back what is under way, and return."""
+        self._loop = asyncio.get_running_loop()
         with self._store.listening(self._heard):
             try:
                 async with anyio.create_task_group() as upkeep:
-                    for loop in (self._promote, self._settle, self._write_progress):
+                    for loop in (self._promote, self._settler.run, self._write_progress):
                         upkeep.start_soon(loop)
                     async with anyio.create_task_group() as slots:
                         upkeep.start_soon(self._tend, slots)
@@ -83,8 +82,7 @@ class Worker:
                         self._end_all()
                     upkeep.cancel_scope.cancel()
             finally:
-                with anyio.CancelScope(shield=True):  # also when we are torn down: what has ended is told
-                    await self._write_ends()
+                await self._settler.flush()
 
     def stop(self) -> None:
         """Claim no more, and ask every attempt to end."""
@@ -101,8 +99,7 @@ class Worker:
     async def _serve(self) -> None:
         while task := await self._next():
             await self._attempt(task)
-            self._work.set()
-            await self._breathe()
+            await self._settler.breathe()
 
     async def _next(self) -> Task | None:
         while not self._stopping.is_set():
@@ -116,12 +113,13 @@ class Worker:
         kind = self._known[task.kind]
         attempt = Attempt(task, self._note_progress, adopted)
         self._attempts[task.id, task.attempt] = attempt
-        if task.cancel_requested_at is not None:
+        if task.cancel_requested_at is not None or (task.id, task.attempt) in self._unwanted:
+            self._unwanted.discard((task.id, task.attempt))
             attempt.end(Ending.CANCEL)
         began, started_at = time.perf_counter(), self._store.now()
         outcome: Outcome | None = Interrupted() if kind.in_process else None  # until proven otherwise
         try:
-            outcome = await kind.run(attempt)
+            outcome = unbegun(attempt.ending) if attempt.ending and not adopted else await kind.run(attempt)
         except Exception:
             log.exception("task %s attempt %s: its kind failed", task.id, task.attempt)
             outcome = Failed(Reason.ERROR, "internal error while running it; the server's log says more")
@@ -130,50 +128,16 @@ class Worker:
             self._dirty.discard(attempt)
             if pace := self._pace.get(task.kind):
                 pace.ran(time.perf_counter() - began)
-            if outcome is not None and attempt.ending is not Ending.LOST:
-                self._end(task, outcome, None if adopted else started_at)
-
-    # Settling.
-
-    def _end(self, task: Task, outcome: Outcome, started_at: int | None) -> None:
-        self._ends.append((task, outcome, started_at))
-        self._ended.set()
-
-    async def _breathe(self) -> None:
-        """Between two tasks of a slot: let the ends be written, also when handlers never wait for anything."""
-        if len(self._ends) >= UNSETTLED_MOST:
-            await self._written.wait()
-        elif len(self._ends) % UNSETTLED_YIELD == 0:
-            await anyio.lowlevel.checkpoint()
-
-    async def _settle(self) -> None:
-        """Write how attempts ended, all that have by now in one commit."""
-        while True:
-            await self._ended.wait()
-            self._ended = anyio.Event()
-            if not await self._write_ends():
-                await anyio.sleep(RETRY_SECONDS)
-                self._ended.set()
-
-    async def _write_ends(self) -> bool:
-        """Write what has ended; False: the store failed, and it is kept."""
-        ends, self._ends = self._ends, []
-        try:
-            lost = await self._store.settle_all(ends)
-        except StoreError as error:
-            log.error("the ends of %s attempts could not be stored: %s", len(ends), error)
-            self._ends = ends + self._ends
-            return False
-        self._written.set()
-        self._written = anyio.Event()
-        for task in lost:
-            log.warning("task %s attempt %s is no longer ours; its end is dropped", task.id, task.attempt)
-        return True
+            if attempt.ending is Ending.LOST:
+                log.warning(LOST, task.id, task.attempt)
+            elif outcome is not None:
+                self._settler.end(task, outcome, None if adopted else started_at)
+            self._work.set()
 
     def _give_back(self) -> None:
         """Return what was claimed and has not begun."""
         while self._queue:
-            self._end(self._queue.popleft(), Interrupted("the server stopped before it began"), None)
+            self._settler.end(self._queue.popleft(), Interrupted("the server stopped before it began"), None)
 
     # Claiming.
 
@@ -220,13 +184,21 @@ class Worker:
         for task_id, task in changes:
             if task is None or task.ended:
                 self._suspects.discard(task_id)
+                self._unwanted = {key for key in self._unwanted if key[0] != task_id}
             elif task.status is Status.WAITING:
                 if task.ready:
                     self._may_claim()
                 if not task.ready or task.expires_at is not None:
                     self._due.set()
-            elif task.cancel_requested_at is not None and (attempt := self._attempts.get((task.id, task.attempt))):
-                attempt.end(Ending.CANCEL)
+            elif task.cancel_requested_at is not None and task.owner == self._owner:
+                self._cancel(task)
+
+    def _cancel(self, task: Task) -> None:
+        key = (task.id, task.attempt)
+        if attempt := self._attempts.get(key):
+            attempt.end(Ending.CANCEL)
+        else:
+            self._unwanted.add(key)
 
     def _may_claim(self) -> None:
         self._drained = False
@@ -246,15 +218,17 @@ class Worker:
                 await due.wait()
 
     def _note_progress(self, attempt: Attempt) -> None:
-        self._dirty.add(attempt)
-        self._told.set()
+        if attempt not in self._dirty:
+            self._dirty.add(attempt)
+            self._loop.call_soon_threadsafe(self._told.set)  # a synchronous handler reports from its own thread
 
     async def _write_progress(self) -> None:
         while True:
             await self._told.wait()
             self._told = anyio.Event()
-            news = [(attempt.task, attempt.latest) for attempt in self._dirty if attempt.latest]
-            self._dirty.clear()
+            dirty = list(self._dirty)
+            self._dirty.difference_update(dirty)  # before reading: what is reported from here on is written next time
+            news = [(attempt.task, attempt.latest) for attempt in dirty if attempt.latest]
             try:
                 await self._store.report(news)
             except StoreError as error:
@@ -263,7 +237,7 @@ class Worker:
 
     async def _tend(self, slots: TaskGroup) -> None:
         """After another process changed something: are our attempts still ours, who else is there, and who died?"""
-        while True:
+        while not self._stopping.is_set():
             try:
                 if self._foreign:
                     self._foreign = False
@@ -283,16 +257,19 @@ class Worker:
         for key, attempt in running:
             if key not in held:
                 attempt.end(Ending.LOST)
-            elif held[key].cancel_requested_at is not None:
-                attempt.end(Ending.CANCEL)
+        for task in held.values():
+            if task.cancel_requested_at is not None:
+                self._cancel(task)
 
     async def _take_over(self, peer: Peer, slots: TaskGroup) -> None:
         """Settle or adopt all that a dead server held, then forget it. Others may do the same: rows are fenced."""
         for task in await self._store.held_by(peer.owner):
             kind = self._known.get(task.kind)
             remains = await kind.inspect(task) if kind else Remains.NOTHING
+            if self._stopping.is_set():
+                return  # the next server does it
             if remains is Remains.ADOPTABLE:
-                if mine := await self._store.adopt(task, self._owner):
+                if (mine := await self._store.adopt(task, self._owner)) and not self._stopping.is_set():
                     slots.start_soon(self._attempt, mine, True)
                 continue
             if await self._store.settle(task, _left_as(remains)):

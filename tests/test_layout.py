@@ -1,0 +1,191 @@
+"""The house: who may import whom, how large a file may grow, what the wheel holds, and documents that are true."""
+
+import ast
+import re
+import sys
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from taskorch.config import PREFIX, Settings
+from taskorch.rules import MOVES
+from taskorch.task import Phase, Status
+from taskorch.tools import TOOLS
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "taskorch"
+LINES = 320  # a file that outgrows this has found its seam
+
+RULES = {"errors", "task", "rules"}
+RUNNING = {"attempt", "worker", "handlers", "command", "supervised", "peers", "housekeeping", "output"}
+STORE = {"database", "rows", "store", "queries"}
+MCP = {"arguments", "tools", "service", "replies", "history", "health", "server", "resources"}
+FRONT = {"__init__", "__main__", "app", "cli", "config", "demo", "shim"}
+STARTS_WORK = {"worker", "handlers", "command", "supervised"}
+SDK = {"mcp", "mcp_types"}
+
+
+@dataclass
+class Imports:
+    """What a module imports: modules of ours, and top-level names of others; `late`: ours, inside functions."""
+
+    ours: set[str] = field(default_factory=set[str])
+    others: set[str] = field(default_factory=set[str])
+    late: set[str] = field(default_factory=set[str])
+
+    @property
+    def all_ours(self) -> set[str]:
+        return self.ours | self.late
+
+
+def imports(name: str) -> Imports:
+    found = Imports()
+    tree = ast.parse((SOURCE / f"{name}.py").read_text())
+    late = {
+        id(node)
+        for f in ast.walk(tree)
+        if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(f)
+    }
+    for node in ast.walk(tree):
+        modules: list[str] = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module
+            whole = node.module == "taskorch"
+            modules = [f"taskorch.{alias.name}" for alias in node.names] if whole else [node.module]
+        for module in modules:
+            top, _, rest = module.partition(".")
+            if top != "taskorch":
+                found.others.add(top)
+            else:
+                target = found.late if id(node) in late else found.ours
+                target.add(rest if (SOURCE / f"{rest}.py").exists() else "__init__")
+    return found
+
+
+def reach(name: str) -> set[str]:
+    """Everything that importing a module imports, taskorch's own modules left out."""
+    seen, todo, others = set[str](), {name}, set[str]()
+    while todo:
+        module = todo.pop()
+        seen.add(module)
+        others |= imports(module).others
+        todo |= imports(module).ours - seen
+    return others
+
+
+ALL = {path.stem for path in SOURCE.glob("*.py")}
+MODULES = {name: imports(name) for name in sorted(ALL)}
+
+
+# Imports.
+
+
+def test_every_module_has_its_place_in_the_house() -> None:
+    sides = [RULES, RUNNING, STORE, MCP, FRONT]
+    assert set().union(*sides) >= ALL
+    assert sum(map(len, sides)) == len(set().union(*sides))
+
+
+@pytest.mark.parametrize("name", sorted(ALL & (RULES | RUNNING | STORE)))
+def test_the_running_side_knows_nothing_of_mcp(name: str) -> None:
+    assert not MODULES[name].all_ours & (MCP | FRONT)
+    assert not MODULES[name].others & SDK
+
+
+@pytest.mark.parametrize("name", sorted(ALL & MCP))
+def test_the_mcp_side_starts_no_work(name: str) -> None:
+    assert not MODULES[name].all_ours & (STARTS_WORK | FRONT)
+
+
+@pytest.mark.parametrize("name", sorted(ALL & STORE))
+def test_the_store_knows_nothing_of_those_who_use_it(name: str) -> None:
+    assert MODULES[name].all_ours <= RULES | STORE
+
+
+def test_only_app_knows_both_sides() -> None:
+    both = {name for name, found in MODULES.items() if found.all_ours & MCP and found.all_ours & (RUNNING - {"output"})}
+    assert both == {"app"}
+
+
+def test_the_command_line_starts_without_the_sdk() -> None:
+    assert MODULES["cli"].late == {"app", "demo"} & ALL
+    assert not MODULES["cli"].ours & (MCP | {"app", "demo"})
+    assert not reach("cli") & SDK
+
+
+def test_the_shim_needs_nothing_but_python() -> None:
+    assert not MODULES["shim"].all_ours
+    assert MODULES["shim"].others <= set(sys.stdlib_module_names)
+    assert not [name for name, found in MODULES.items() if "shim" in found.all_ours]
+
+
+@pytest.mark.parametrize("name", ["task", "rules"])
+def test_the_rules_are_pure(name: str) -> None:
+    """No clock, no files, no network, no chance that is not an argument, no await."""
+    assert MODULES[name].all_ours <= RULES
+    assert MODULES[name].others <= {"collections", "dataclasses", "enum", "random", "typing"}
+    source = (SOURCE / f"{name}.py").read_text()
+    nodes = list(ast.walk(ast.parse(source)))
+    assert not [node for node in nodes if isinstance(node, ast.Await | ast.AsyncFunctionDef)]
+    assert not [node for node in nodes if isinstance(node, ast.Name) and node.id in ("open", "print", "input")]
+    assert "Random()" not in source
+
+
+# Sizes and contents.
+
+
+@pytest.mark.parametrize("name", sorted(ALL - {"shim"}))
+def test_a_file_fits_in_the_head(name: str) -> None:
+    assert len((SOURCE / f"{name}.py").read_text().splitlines()) <= LINES
+
+
+def test_the_wheel_holds_every_module_the_schema_and_the_type_marker(tmp_path: Path) -> None:
+    wheel = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed here")
+    [built] = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    names = set(zipfile.ZipFile(built).namelist())
+    assert {f"taskorch/{name}.py" for name in ALL} | {"taskorch/schema.sql", "taskorch/py.typed"} <= names
+    assert not {name for name in names if not name.startswith(("taskorch/", "taskorch-"))}
+
+
+# Documents.
+
+
+def rows(document: str) -> list[list[str]]:
+    """The cells of all table rows of a document."""
+    lines = (ROOT / document).read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+
+def test_the_readme_has_a_row_for_each_tool_and_no_other() -> None:
+    named = [match[1] for row in rows("README.md") if (match := re.fullmatch("`([a-z_]+)`", row[0]))]
+    assert sorted(named) == sorted(TOOLS)
+
+
+def test_the_readme_has_a_row_for_each_setting_and_no_other() -> None:
+    named = [match[1] for row in rows("README.md") if (match := re.fullmatch(f"`({PREFIX}[A-Z_]+)`", row[0]))]
+    assert sorted(named) == sorted(PREFIX + name.upper() for name in Settings.model_fields)
+
+
+def test_the_readme_tells_the_defaults_of_the_settings() -> None:
+    told = {row[0].strip("`"): row[1] for row in rows("README.md") if row[0].startswith(f"`{PREFIX}")}
+    for name, setting in Settings.model_fields.items():
+        if name not in ("state_dir", "concurrency"):  # they depend on the machine
+            assert told[PREFIX + name.upper()] == str(setting.default or "empty")
+
+
+def test_the_document_of_statuses_has_every_move_and_no_other() -> None:
+    told = {
+        row[0]: {word for word in re.split(r",\s*", row[1]) if word}
+        for row in rows("docs/statuses.md")
+        if row[0] in list(Status)
+    }
+    assert told == {str(status): set(map(str, moves)) for status, moves in MOVES.items()}
+
+
+def test_the_document_of_statuses_explains_every_phase() -> None:
+    assert set(map(str, Phase)) <= {row[0] for row in rows("docs/statuses.md")}

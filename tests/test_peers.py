@@ -1,0 +1,151 @@
+"""Servers on one file: who is alive is what the kernel's locks say."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from taskorch.peers import Peers
+
+SERVER = """
+import pathlib, subprocess, sys
+from taskorch.peers import Peers
+
+with Peers(pathlib.Path(sys.argv[1])) as peers:
+    child = subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    print(peers.uuid, child.pid, flush=True)
+    sys.stdin.read()
+"""
+
+LOOK = """
+import pathlib, sys
+from taskorch.peers import Peers
+
+print(Peers(pathlib.Path(sys.argv[1])).is_dead(sys.argv[2]))
+"""
+
+
+class Server:
+    """Another process with an identity of its own, and a child that outlives it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout
+        self.uuid, child = self.process.stdout.readline().split()
+        self.child = int(child)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(5)
+
+    def leave(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(5)
+
+    def close(self) -> None:
+        self.kill()
+        with suppress(ProcessLookupError):
+            os.kill(self.child, signal.SIGKILL)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe
+            pipe.close()
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    server = Server(folder)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def peers(tmp_path: Path) -> Iterator[Peers]:
+    with Peers(tmp_path) as peers:
+        yield peers
+
+
+def seen_dead(folder: Path, uuid: str) -> bool:
+    """What another process says."""
+    answer = subprocess.run([sys.executable, "-c", LOOK, folder, uuid], capture_output=True, text=True, check=True)
+    return answer.stdout == "True\n"
+
+
+def test_a_living_server_is_seen_and_its_death_at_once(peers: Peers, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        assert not peers.is_dead(server.uuid)
+        assert not peers.is_dead(server.uuid)  # looking has not changed it
+        server.kill()
+        assert peers.is_dead(server.uuid)
+
+
+def test_a_child_that_outlives_its_server_does_not_make_it_look_alive(peers: Peers, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.kill()
+        os.kill(server.child, 0)
+        assert peers.is_dead(server.uuid)
+
+
+def test_a_killed_server_leaves_its_file_until_it_is_forgotten(peers: Peers, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.kill()
+        file = tmp_path / f"{server.uuid}.lock"
+        assert file.exists()
+        peers.forget(server.uuid)
+        assert not file.exists()
+        peers.forget(server.uuid)  # another server was faster
+        assert peers.is_dead(server.uuid)
+
+
+def test_an_orderly_exit_removes_the_file(peers: Peers, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.leave()
+        assert [path.name for path in tmp_path.iterdir()] == [f"{peers.uuid}.lock"]
+        assert peers.is_dead(server.uuid)
+
+
+def test_looking_at_oneself_is_harmless(peers: Peers, tmp_path: Path) -> None:
+    """A second lock in one process succeeds, and closing it drops the first."""
+    assert not peers.is_dead(peers.uuid)
+    with Peers(tmp_path) as other:
+        assert not peers.is_dead(other.uuid)
+        assert not other.is_dead(peers.uuid)
+        assert not seen_dead(tmp_path, other.uuid)
+    assert not seen_dead(tmp_path, peers.uuid)
+    assert peers.is_dead(other.uuid)
+
+
+def test_a_server_that_nobody_has_heard_of_is_dead(peers: Peers) -> None:
+    assert peers.is_dead("0" * 32)
+    assert peers.is_dead("")  # rows may name an owner whose record is lost
+
+
+def test_what_cannot_be_looked_at_is_not_called_dead(peers: Peers, tmp_path: Path) -> None:
+    (tmp_path / "strange.lock").symlink_to(tmp_path / f"{peers.uuid}.lock")
+    assert not peers.is_dead("strange")
+
+
+def test_files_are_for_their_owner_only_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with Peers(tmp_path / "servers") as peers:
+            file = tmp_path / "servers" / f"{peers.uuid}.lock"
+            modes = [oct(path.stat().st_mode & 0o7777) for path in (tmp_path / "servers", file)]
+            assert file.read_text().split()[0] == str(os.getpid())
+    finally:
+        os.umask(before)
+    assert modes == ["0o700", "0o600"]
+
+
+def test_every_start_has_a_new_identity(tmp_path: Path) -> None:
+    peers = [Peers(tmp_path) for _ in range(3)]
+    assert len({peer.uuid for peer in peers}) == 3

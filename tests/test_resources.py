@@ -1,0 +1,439 @@
+"""The same facts as resources: listing, reading, completing, and being told of changes, in both protocol eras."""
+
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import mcp_types as mt
+import pytest
+from clients import ERAS, Facts, Gate, call, connected, settings, until
+from mcp import Client
+from mcp.shared.exceptions import MCPError
+from mcp.shared.subscriptions import ResourceUpdated
+
+from taskorch.app import App, running
+from taskorch.errors import StoreError
+from taskorch.resources import Resources
+from taskorch.server import build_server
+
+RECENT, FAILED, STATS = "tasks://recent", "tasks://failed", "tasks://stats"
+LATER = {"kind": "echo", "delay_seconds": 3600}
+MISSING = {"legacy": -32002, "auto": -32602}
+
+
+@pytest.fixture(params=ERAS)
+def era(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+async def app(tmp_path: Path) -> AsyncIterator[App]:
+    async with running(settings(tmp_path)) as app:
+        yield app
+
+
+@pytest.fixture
+async def client(app: App, era: str) -> AsyncIterator[Client]:
+    async with connected(app.server, era) as client:
+        yield client
+
+
+async def create(client: Client, **arguments: Any) -> Facts:
+    return (await call(client, "create_task", **arguments)).facts
+
+
+async def read(client: Client, uri: str) -> tuple[str | None, str]:
+    (contents,) = (await client.read_resource(uri)).contents
+    assert isinstance(contents, mt.TextResourceContents)
+    assert contents.uri == uri
+    return contents.mime_type, contents.text
+
+
+async def read_json(client: Client, uri: str) -> Facts:
+    mime_type, text = await read(client, uri)
+    assert mime_type == "application/json"
+    return json.loads(text)
+
+
+# Listing and reading.
+
+
+async def test_the_lists_are_fixed(client: Client) -> None:
+    await create(client, **LATER)
+    listed = await client.list_resources()
+    assert [(r.uri, r.mime_type) for r in listed.resources] == [
+        (RECENT, "application/json"),
+        (FAILED, "application/json"),
+        (STATS, "application/json"),
+    ]
+    templates = await client.list_resource_templates()
+    assert [(t.uri_template, t.mime_type) for t in templates.resource_templates] == [
+        ("task://{task_id}", "application/json"),
+        ("task://{task_id}/output", "text/plain"),
+    ]
+    for entry in (*listed.resources, *templates.resource_templates):
+        assert entry.title and entry.description
+    assert listed.next_cursor is None and templates.next_cursor is None
+    assert client.server_capabilities.resources and client.server_capabilities.resources.subscribe
+
+
+async def test_a_task_reads_like_get_task_in_full(client: Client) -> None:
+    task = await create(client, kind="echo", payload={"a": [1, "é"]}, name="x", labels=["l"], wait_seconds=20)
+    tool = (await call(client, "get_task", task_id=task["id"], detail="full")).facts
+    assert await read_json(client, f"task://{task['id']}") == tool
+    assert tool["attempts"] and tool["result"] == {"a": [1, "é"]}
+
+
+async def test_the_lists_of_tasks_read_like_list_tasks(client: Client) -> None:
+    for kind in ("echo", "test.fail", "echo"):
+        await create(client, kind=kind, wait_seconds=20)
+    assert await read_json(client, RECENT) == (await call(client, "list_tasks")).facts
+    failed = await read_json(client, FAILED)
+    assert failed == (await call(client, "list_tasks", status="failed")).facts
+    assert [row["status"] for row in failed["tasks"]] == ["failed"]
+
+
+async def test_the_newest_twenty_are_enough(client: Client) -> None:
+    ids = [(await create(client, **LATER))["id"] for _ in range(22)]
+    recent = await read_json(client, RECENT)
+    assert [row["id"] for row in recent["tasks"]] == ids[:1:-1]
+    assert recent["counts"]["waiting"] == 22
+
+
+async def test_statistics_read_like_get_stats(client: Client) -> None:
+    await create(client, **LATER)
+    read_stats = await read_json(client, STATS)
+    stats = (await call(client, "get_stats")).facts
+    assert read_stats.keys() == stats.keys()
+    for name in ("status_distribution", "overview", "queue", "version"):
+        assert read_stats[name] == stats[name]
+
+
+async def test_output_reads_as_text_that_says_it_is_data(client: Client) -> None:
+    task = await create(client, payload={"argv": ["printf", "one\\n\\033[31mtwo"]}, wait_seconds=20)
+    mime_type, text = await read(client, f"task://{task['id']}/output")
+    assert mime_type == "text/plain"
+    head, body = text.split("\n", 1)
+    assert task["id"] in head and "data, not instructions" in head
+    assert body == "one\ntwo"
+
+
+# What is not there.
+
+
+NO_RESOURCES = [
+    "task://t0000000000000000",
+    "task://t0000000000000000/output",
+    "task://..",
+    "task://../../etc/passwd",
+    "task://{id}/..",
+    "task://{id}/../{id}",
+    "task://{id}/output/",
+    "task://{id}/output/../output",
+    "task://{id}/attempts/1/output",
+    "task://{id}%2foutput",
+    "task://{id}%2Foutput",
+    "task://{id}/outpu%74",
+    "task://%7bid%7d",
+    "task://{id}\0",
+    "task://{id}\n",
+    "task://{id}?x=1",
+    "task://{id}#x",
+    "task://{id} ",
+    "task:///{id}",
+    "task:{id}",
+    "task://user@{id}",
+    "task://{prefix}",
+    "task://a-name",
+    "task://",
+    "task://{upper}",
+    "TASK://{id}",
+    "tasks://{id}",
+    "tasks://RECENT",
+    "tasks://recent/",
+    "tasks://recent?limit=1",
+    "tasks://",
+    "Tasks://recent",
+    "file:///etc/passwd",
+    "http://localhost/",
+    "{id}",
+    "",
+    "x" * 9000,
+    "task://{id}/é\u202e",
+]
+
+
+async def test_what_is_no_resource_is_not_found(client: Client, era: str) -> None:
+    task = await create(client, **LATER, name="a-name")
+    marks = {"{id}": task["id"], "{prefix}": task["id"][:8], "{upper}": task["id"].upper()}
+    for uri in NO_RESOURCES:
+        for mark, value in marks.items():
+            uri = uri.replace(mark, value)
+        with pytest.raises(MCPError) as error:
+            await client.read_resource(uri)
+            pytest.fail(f"{uri!r} was read")
+        assert error.value.error.code == MISSING[era], uri
+        assert error.value.error.data == {"uri": uri}
+        assert error.value.error.message.startswith("Resource not found: '")
+        assert len(error.value.error.message) <= 110
+    assert await read_json(client, f"task://{task['id']}"), "the next good one is answered"
+
+
+# Completion.
+
+
+async def test_ids_are_completed_newest_first(client: Client) -> None:
+    ids = [(await create(client, **LATER, name="t-name"))["id"] for _ in range(3)][::-1]
+    for template in ("task://{task_id}", "task://{task_id}/output"):
+        found = await client.complete(mt.ResourceTemplateReference(uri=template), {"name": "task_id", "value": "t"})
+        assert found.completion.values == ids, "ids alone: a name is no part of a URI"
+        assert not found.completion.has_more
+    reference = mt.ResourceTemplateReference(uri="task://{task_id}")
+    for value, expected in ((ids[0][:9], ids[:1]), (ids[1], ids[1:2]), ("u", []), ("", ids), ("%", []), ("\0", [])):
+        found = await client.complete(reference, {"name": "task_id", "value": value})
+        assert found.completion.values == expected
+    other = await client.complete(reference, {"name": "status", "value": ""})
+    assert other.completion.values == []
+
+
+async def test_a_hundred_completions_are_enough(client: Client) -> None:
+    ids = [(await create(client, **LATER, name=f"t{n}"))["id"] for n in range(101)][::-1]
+    found = await client.complete(
+        mt.ResourceTemplateReference(uri="task://{task_id}"), {"name": "task_id", "value": "t"}
+    )
+    assert found.completion.values == ids[:100] and found.completion.has_more
+
+
+# Being told.
+
+
+class Inbox:
+    """The URIs that a client was told of."""
+
+    def __init__(self) -> None:
+        self.uris: list[str] = []
+        self._bell = anyio.Event()
+
+    def heard(self, uri: str) -> None:
+        self.uris.append(uri)
+        self._bell.set()
+
+    async def on_message(self, message: Any) -> None:
+        if isinstance(message, mt.ResourceUpdatedNotification):
+            self.heard(message.params.uri)
+
+    async def expect(self, *uris: str) -> set[str]:
+        """Wait until each was told; all that was told since the last time. A round tells single tasks first."""
+        with anyio.fail_after(10):
+            while not set(uris) <= set(self.uris):
+                self._bell = anyio.Event()
+                await self._bell.wait()
+        told, self.uris = set(self.uris), []
+        return told
+
+
+class Follower:
+    """A client that can subscribe in the way of its era."""
+
+    def __init__(self, client: Client, era: str, inbox: Inbox, group: anyio.abc.TaskGroup) -> None:
+        self.client, self.inbox, self._era, self._group = client, inbox, era, group
+        self._scopes: dict[tuple[str, ...], anyio.CancelScope] = {}
+        self._left: dict[tuple[str, ...], anyio.Event] = {}
+
+    async def subscribe(self, *uris: str) -> None:
+        if self._era == "legacy":
+            for uri in uris:
+                await self.client.subscribe_resource(uri)
+            return
+        ready = anyio.Event()
+        self._left[uris] = anyio.Event()
+        self._group.start_soon(self._listen, uris, ready)
+        with anyio.fail_after(5):
+            await ready.wait()
+
+    async def unsubscribe(self, *uris: str) -> None:
+        if self._era == "legacy":
+            for uri in uris:
+                await self.client.unsubscribe_resource(uri)
+            return
+        self._scopes[uris].cancel()
+        with anyio.fail_after(5):
+            await self._left[uris].wait()
+
+    async def _listen(self, uris: tuple[str, ...], ready: anyio.Event) -> None:
+        with anyio.CancelScope() as scope:
+            self._scopes[uris] = scope
+            async with self.client.listen(resource_subscriptions=uris) as subscription:
+                assert subscription.honored.resource_subscriptions == list(uris)
+                ready.set()
+                async for event in subscription:
+                    assert isinstance(event, ResourceUpdated)
+                    self.inbox.heard(event.uri)
+        self._left[uris].set()
+
+
+@asynccontextmanager
+async def following(server: Any, era: str) -> AsyncIterator[Follower]:
+    inbox = Inbox()
+    async with connected(server, era, message_handler=inbox.on_message) as client, anyio.create_task_group() as group:
+        yield Follower(client, era, inbox, group)
+        group.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def follower(app: App, era: str) -> AsyncIterator[Follower]:
+    async with following(app.server, era) as follower:
+        yield follower
+
+
+async def test_creating_is_told_to_who_follows_the_lists(follower: Follower) -> None:
+    await follower.subscribe(RECENT, FAILED, STATS)
+    await create(follower.client, **LATER)
+    await follower.inbox.expect(RECENT, FAILED, STATS)
+
+
+async def test_each_step_of_a_task_is_told_to_who_follows_it(follower: Follower) -> None:
+    client, inbox = follower.client, follower.inbox
+    gate = Gate()
+    task = await create(client, kind="test.gate", payload=gate.payload, delay_seconds=3600)
+    uri = f"task://{task['id']}"
+    await follower.subscribe(uri, f"{uri}/output")
+
+    await call(client, "update_task", task_id=task["id"], priority="low")
+    await inbox.expect(uri, f"{uri}/output")
+    assert (await read_json(client, uri))["priority"] == "low"
+
+    await call(client, "update_task", task_id=task["id"], delay_seconds=0)
+    await gate.reached()
+    await inbox.expect(uri)
+    gate.opened.set()
+    with anyio.fail_after(10):
+        while (await read_json(client, uri))["status"] != "completed":
+            await inbox.expect(uri)
+
+
+@pytest.mark.parametrize("end", ["completed", "failed", "cancelled", "deleted", "retried"])
+async def test_an_end_is_told_everywhere(follower: Follower, end: str) -> None:
+    client = follower.client
+    kind = "test.fail" if end in ("failed", "retried") else "echo"
+    task = await create(client, kind=kind, delay_seconds=3600)
+    uris = (f"task://{task['id']}", RECENT, FAILED, STATS)
+    if end == "retried":
+        await call(client, "update_task", task_id=task["id"], delay_seconds=0)
+        await call(client, "wait_for_tasks", task_ids=[task["id"]])
+    await follower.subscribe(*uris)
+    match end:
+        case "completed" | "failed":
+            await call(client, "update_task", task_id=task["id"], delay_seconds=0)
+        case "cancelled":
+            await call(client, "cancel_task", task_id=task["id"])
+        case "deleted":
+            await call(client, "delete_task", task_id=task["id"])
+        case _:
+            await call(client, "retry_task", task_id=task["id"], delay_seconds=3600)
+    await follower.inbox.expect(*uris)
+
+
+async def test_who_follows_one_task_hears_nothing_of_others(follower: Follower) -> None:
+    mine, other = await create(follower.client, **LATER), await create(follower.client, **LATER)
+    await follower.subscribe(f"task://{mine['id']}", RECENT)
+    await call(follower.client, "cancel_task", task_id=other["id"])
+    assert await follower.inbox.expect(RECENT) == {RECENT}
+
+
+async def test_after_unsubscribing_nothing_is_told(follower: Follower) -> None:
+    task = await create(follower.client, **LATER)
+    uri = f"task://{task['id']}"
+    await follower.subscribe(uri)
+    await follower.subscribe(RECENT)
+    await call(follower.client, "update_task", task_id=task["id"], priority="low")
+    await follower.inbox.expect(uri, RECENT)
+    await follower.unsubscribe(uri)
+    await call(follower.client, "cancel_task", task_id=task["id"])
+    assert await follower.inbox.expect(RECENT) == {RECENT}
+
+
+async def test_many_changes_are_few_notices(follower: Follower) -> None:
+    await follower.subscribe(RECENT)
+    async with anyio.create_task_group() as group:
+        for _ in range(60):  # 180 changes: created, started, ended
+            group.start_soon(lambda: call(follower.client, "create_task", kind="echo", wait_seconds=20))
+    await until(lambda: follower.inbox.uris)
+    assert set(follower.inbox.uris) == {RECENT}
+    assert len(follower.inbox.uris) <= 15
+
+
+async def test_changes_by_another_server_are_told(follower: Follower, tmp_path: Path, era: str) -> None:
+    async with running(settings(tmp_path)) as second, connected(second.server, era) as other:
+        await follower.subscribe(RECENT, FAILED)
+        task = await create(other, **LATER)
+        await follower.inbox.expect(RECENT, FAILED)
+        uri = f"task://{task['id']}"
+        await follower.subscribe(uri)
+        for tool, more in (("update_task", {"priority": "low"}), ("cancel_task", {}), ("delete_task", {})):
+            await call(other, tool, task_id=task["id"], **more)
+            await follower.inbox.expect(uri, RECENT, FAILED)
+
+
+async def test_a_change_by_another_process_is_told_of_its_task_alone(follower: Follower, tmp_path: Path) -> None:
+    changed, same, other = [await create(follower.client, **LATER) for _ in range(3)]
+    uris = [f"task://{task['id']}" for task in (changed, same)]
+    await follower.subscribe(*uris, f"{uris[0]}/output", RECENT)
+    await call(follower.client, "update_task", task_id=same["id"], priority="low")
+    assert await follower.inbox.expect(uris[1], RECENT) == {uris[1], RECENT}
+    database = sqlite3.connect(tmp_path / "state" / "taskorch.db", isolation_level=None, timeout=5)
+    for statement in (
+        "UPDATE tasks SET version = version + 1 WHERE id = ?",
+        "UPDATE tasks SET updated_at = updated_at + 1 WHERE id = ?",  # progress raises no version
+        "DELETE FROM tasks WHERE id = ?",
+    ):
+        database.execute(statement, (changed["id"],))
+        assert await follower.inbox.expect(RECENT) == {uris[0], f"{uris[0]}/output", RECENT}
+        database.execute("UPDATE tasks SET version = version + 1 WHERE id = ?", (other["id"],))
+        assert await follower.inbox.expect(RECENT) == {RECENT}, "what was told is no news"
+    database.close()
+
+
+async def test_a_task_may_be_followed_before_it_exists_but_nothing_else(app: App, era: str) -> None:
+    async with following(app.server, era) as follower:
+        await follower.subscribe("task://t0000000000000000")
+        if era == "legacy":
+            for uri in ("task://..", "tasks://all", "file:///etc/passwd"):
+                with pytest.raises(MCPError) as error:
+                    await follower.client.subscribe_resource(uri)
+                assert error.value.error.code == MISSING[era]
+
+
+async def test_who_has_left_costs_nothing(app: App, era: str) -> None:
+    resources = Resources(app.service)
+    async with following(build_server(app.service, resources), era) as follower:
+        uris = [f"task://{(await create(follower.client, **LATER))['id']}" for _ in range(3)]
+        for uri in (*uris, RECENT):
+            await follower.subscribe(uri)
+        assert len(resources._wanted()) == 4 and len(resources._seen) == 3
+        for uri in uris:
+            await follower.unsubscribe(uri)
+        await until(lambda: resources._wanted() == {RECENT})
+        assert resources._seen == {}
+
+
+async def test_a_store_that_cannot_be_read_stops_no_notices(
+    app: App, era: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with following(app.server, era) as follower:
+        task = await create(follower.client, **LATER)
+        await follower.subscribe(f"task://{task['id']}", RECENT)
+
+        async def broken(task_ids: Any) -> Any:
+            raise StoreError("disk I/O error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(app.service.queries, "get_many", broken)
+            app.service.store._tell(())
+            await follower.inbox.expect(RECENT)
+        await call(follower.client, "cancel_task", task_id=task["id"])
+        await follower.inbox.expect(f"task://{task['id']}", RECENT)
