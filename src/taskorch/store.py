@@ -17,8 +17,8 @@ import anyio
 from taskorch import rules
 from taskorch.database import Database, Transaction
 from taskorch.errors import StoreError
-from taskorch.rows import SELECT, delete, dumps, from_row, held, insert, load, note, save
-from taskorch.task import Completed, Failed, NewTask, Outcome, Progress, Reason, Status, Task
+from taskorch.rows import SELECT, delete, dumps, end_attempt, from_row, held, insert, load, note, save
+from taskorch.task import NewTask, Outcome, Progress, Status, Task
 
 Change = tuple[str, Task | None]  # a task's id, and its row after the commit; None: deleted
 Listener = Callable[[Sequence[Change]], None]
@@ -40,8 +40,6 @@ HAS = "SELECT 1 FROM tasks WHERE id = ?"
 OLD = f"{SELECT} WHERE seq > ? ORDER BY seq LIMIT ?"
 NEW_SEQ = "SELECT coalesce(max(seq), 0) + 1 FROM tasks"
 BEGIN_ATTEMPT = "INSERT INTO attempts(task, attempt, owner, started_at) VALUES (?, ?, ?, ?)"
-END_ATTEMPT = """UPDATE attempts SET started_at = ?, ended_at = ?, outcome = ?, reason = ?, message = ?, exit_code = ?
-  WHERE task = ? AND attempt = ?"""
 REGISTER = "INSERT INTO servers(uuid, pid, started_at, version, kinds) VALUES (?, ?, ?, ?, ?) RETURNING id"
 LEAVE = """DELETE FROM servers
   WHERE id = ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE status = 'working' AND owner = servers.id)"""
@@ -181,7 +179,7 @@ class Store:
             after = rules.settle(before, outcome, self.now(), started_at)
             if after.delete_requested:
                 return delete(tx, before)
-            self._end_attempt(tx, before, after, outcome)
+            end_attempt(tx, after, outcome)
             save(tx, before, after)
             return True
 
@@ -279,32 +277,12 @@ class Store:
             for row in tx.execute(query, (now, BATCH)).fetchall():
                 self._refile(tx, from_row(row), now)
 
-    def _end_attempt(self, tx: Transaction, before: Task, after: Task, outcome: Outcome) -> None:
-        ended = after.finished_at or after.updated_at
-        name, reason, message, exit_code = _attempt_end(after, outcome)
-        values = (after.started_at, ended, name, reason, message, exit_code, before.seq, before.attempt)
-        tx.execute(END_ATTEMPT, values)
-
     async def _next_due(self) -> int | None:
         return await self._database.read(lambda db: db.execute(NEXT_DUE).fetchone()[0])
 
     def _tell(self, changed: Sequence[Change]) -> None:
         for listener in tuple(self._listeners):
             listener(changed)
-
-
-def _attempt_end(after: Task, outcome: Outcome) -> tuple[str, str | None, str | None, int | None]:
-    """What the attempts row says: the outcome's name, reason, message, exit code."""
-    match outcome:
-        case Completed():
-            return "completed", None, None, None
-        case _ if after.status is Status.CANCELLED:
-            error = after.error
-            return "cancelled", Reason.USER, error.message if error else None, None
-        case Failed(reason, message, exit_code):
-            return "failed", reason, message, exit_code
-        case _:
-            return "interrupted", Reason.INTERRUPTED, outcome.message, None
 
 
 def _old(db: sqlite3.Connection, after: int, cutoffs: tuple[int, int]) -> tuple[list[Task], int | None]:
