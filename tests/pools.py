@@ -18,7 +18,7 @@ from taskorch.peers import Peers
 from taskorch.queries import Queries
 from taskorch.store import Store
 from taskorch.task import NewTask, Outcome, Status, Task
-from taskorch.worker import Worker, log
+from taskorch.worker import Worker
 
 Payload = dict[str, Any]
 
@@ -175,6 +175,7 @@ async def broken(payload: Payload) -> Any:
 def log_lines() -> Iterator[Told]:
     """What the worker logs while the block lasts."""
     handler = Told()
+    log = logging.getLogger("taskorch")
     log.addHandler(handler)
     try:
         yield handler

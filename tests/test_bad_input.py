@@ -15,7 +15,6 @@ from taskorch.errors import TaskError
 from taskorch.tools import Call, call_tool
 
 DIRECT = "direct"  # what a client in memory would mend or choke on goes straight to the tools
-DOORS = (*ERAS, DIRECT)
 BIG = 2**70
 ID_LIKE = "t0123456789abcdef"
 NEXT_STEP = (
@@ -160,6 +159,7 @@ BAD: list[tuple[str, Facts, list[str]]] = [
     # Times.
     ("create_task", {"run_at": "tomorrow"}, ["run_at 'tomorrow'", "write it like 2026-11-24T18:00:00Z"]),
     ("create_task", {"run_at": "2027-01-01T10:00:00"}, ["'2027-01-01T10:00:00' has no time zone", "Z or"]),
+    ("create_task", {"run_at": "1" * 9000}, ["run_at '111", "has no time zone", "Z or an offset"]),
     ("create_task", {"run_at": "2027-01-01"}, ["run_at '2027-01-01' has no time zone"]),
     ("create_task", {"run_at": 1_800_000_000}, ["run_at 1800000000", "write it like"]),
     ("create_task", {"run_at": True}, ["run_at True", "write it like"]),
@@ -234,6 +234,7 @@ BAD: list[tuple[str, Facts, list[str]]] = [
         {"kind": "sleep", "payload": {"secnods": 1}},
         ["'payload.secnods'", "Did you mean 'seconds'?", "payload.seconds is required"],
     ),
+    ("update_task", {"task_id": "sleeper", "payload": {"seconds": "x"}}, ["payload.seconds 'x'", "must be a number"]),
     ("create_task", echo({"a": "x" * 262_144}), ["payload has 262152 bytes", "at most 262144", "in a file"]),
     ("create_task", echo({"a": "é" * 131_072}), ["payload has 262152 bytes", "at most 262144"]),
     ("create_task", echo(nested(33)), ["payload is nested more than 32 levels deep", "flatten it"]),
@@ -277,7 +278,7 @@ ONLY_DIRECT: list[tuple[str, Facts, list[str]]] = [
 
 
 def rows() -> Iterator[Any]:
-    for table, doors in ((BAD, DOORS), (ONLY_DIRECT, (DIRECT,))):
+    for table, doors in ((BAD, ERAS), (ONLY_DIRECT, (DIRECT,))):
         for tool, arguments, said in table:
             for door in doors:
                 yield pytest.param(door, tool, arguments, said, id=f"{tool}-{said[0][:40]!a}-{door}")
@@ -296,9 +297,10 @@ async def app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[App]:
 
 @pytest.fixture(scope="module")
 async def clients(app: App) -> AsyncIterator[dict[str, Client]]:
-    """One for each era, on a store with a task named `waiting` and one named `failed`."""
+    """One for each era, on a store with tasks named `waiting`, `sleeper` (which waits too) and `failed`."""
     async with connected(app.server, "legacy") as legacy, connected(app.server, "auto") as modern:
         await call(legacy, "create_task", **LATER, name="waiting")
+        await call(legacy, "create_task", kind="sleep", payload={"seconds": 1}, delay_seconds=3600, name="sleeper")
         await call(legacy, "create_task", payload={"argv": ["false"]}, name="failed", wait_seconds=20)
         yield {"legacy": legacy, "auto": modern}
 
@@ -386,7 +388,7 @@ async def test_what_lies_just_inside_the_limits_is_accepted(clients: dict[str, C
     kept = (await call(clients[door], "get_task", task_id=made.facts["id"], detail="full")).facts
     for name in good.keys() & {"name", "labels"}:
         assert kept[name] == good[name]
-    await call(clients[door], "delete_task", task_id=made.facts["id"])
+    await call(clients[door], "delete_task", task_id=made.facts["id"], confirm=True)
 
 
 @pytest.mark.parametrize("door", ERAS)

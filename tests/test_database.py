@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -227,7 +228,7 @@ async def test_a_cancelled_caller_leaves_no_transaction_open(notes: Database, pa
 
     async def call(n: int) -> None:
         nonlocal cancelled
-        with anyio.move_on_after(chance.random() * 0.003) as scope:
+        with anyio.move_on_after(chance.choice((0, chance.random() * 0.003))) as scope:
             await notes.write(put(f"{n} left", f"{n} right"))
         cancelled += scope.cancelled_caught
 
@@ -242,8 +243,8 @@ async def test_a_cancelled_caller_leaves_no_transaction_open(notes: Database, pa
             finally:
                 stop.set()
         await notes.write(put("the end"))  # drains the queue
-    assert 50 < cancelled < 500
-    assert theirs > 20
+    assert cancelled > 50
+    assert theirs > 5
     kept = set(await notes.read(texts))
     assert all((f"{n} left" in kept) == (f"{n} right" in kept) for n in range(500))
     assert "the end" in kept
@@ -590,6 +591,40 @@ async def test_a_full_disk_loses_nothing_and_is_recovered_from(notes: Database) 
     await notes.write(lambda tx: tx.execute("PRAGMA max_page_count=1000000"))
     await notes.write(put("after", big))
     assert await notes.read(texts) == ["before", *small, "after", big]
+
+
+async def test_a_commit_that_fails_is_told_to_all_who_shared_it(notes: Database, path: Path) -> None:
+    """A limit on file sizes makes the log refuse what COMMIT writes, as a failing disk would."""
+    await notes.write(put("before"))
+    told: list[Any] = []
+    notes.on_commit = told.append
+    outcomes: dict[str, Any] = {}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        async with together(notes) as group:
+            group.start_soon(outcome_of, notes, put("a"), outcomes, "a")
+            group.start_soon(outcome_of, notes, put("b"), outcomes, "b")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(f"{path}-wal").st_size, limits[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [type(outcome) for outcome in outcomes.values()] == [StoreError] * 2
+    assert await notes.read(texts) == ["before"]
+    assert told == []
+    await notes.write(put("after"))
+    assert await notes.read(texts) == ["before", "after"]
+    with raw(path) as other:
+        assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+async def test_a_commit_that_is_refused_leaves_no_transaction_open(notes: Database) -> None:
+    def orphan(tx: Transaction) -> None:
+        tx.execute("PRAGMA defer_foreign_keys=ON")  # so that it is COMMIT that finds it
+        tx.execute("INSERT INTO events(task, at, event, by) VALUES (99, 1, 'retried', 'x')")
+
+    with pytest.raises(StoreError, match="FOREIGN KEY"):
+        await notes.write(orphan)
+    await notes.write(put("next"))
+    assert await notes.read(texts) == ["next"]
 
 
 async def test_a_transaction_that_sqlite_itself_undid_is_refused_to_all_who_shared_it(notes: Database) -> None:

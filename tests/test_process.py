@@ -165,6 +165,7 @@ class Server:
         """The exit code, when it has gone by itself in time."""
         code = self.process.wait(seconds)
         self._reader.join(SECONDS)
+        assert "Traceback" not in self.errors.read_text()
         return code
 
     def end(self) -> int:

@@ -117,7 +117,9 @@ def test_every_move_from_every_status_does_what_the_design_says(move: str, statu
     else:
         after = MOVES[move](before, NOW)
         assert (after and after.status) == becomes
-        if before.ended and after and becomes == before.status:
+        if after and after != before:
+            assert after.version == before.version + (move != "report")
+        if before.ended and becomes == before.status:
             assert after == before
     assert before.__dict__ == copy  # a rule makes a new task and leaves the old one as it is
 
@@ -492,7 +494,7 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "payload": st.dictionaries(st.text(max_size=3), st.integers() | st.booleans(), max_size=2),
     "run_at": times,
     "expires_at": st.integers(-5_000, 500_000),
-    "max_attempts": st.integers(1, 6),
+    "max_attempts": st.integers(1, 3),
     "timeout_seconds": st.floats(0.1, 100),
     "labels": st.lists(st.text(max_size=3), max_size=2).map(tuple),
     "paused": st.booleans(),

@@ -27,6 +27,7 @@ from clients import (
     until,
 )
 from mcp import Client
+from mcp_types import Implementation
 
 from taskorch import service, tools
 from taskorch.app import App, running
@@ -297,6 +298,17 @@ async def test_the_full_view_tells_the_whole_history_in_order(client: Client, ap
         "cancelled",
     ]
     assert check_task(await call(client, "get_task", task_id=task["id"])).items() <= facts.items()
+
+
+async def test_the_history_names_the_client_that_made_a_change(app: App, era: str) -> None:
+    async with connected(app.server, era, client_info=Implementation(name="agent-7", version="1")) as client:
+        task = await create(client, **LATER)
+        await call(client, "update_task", task_id=task["id"], priority="low")
+        cancelled = check_task(await call(client, "cancel_task", task_id=task["id"], reason="enough"))
+        assert cancelled["error"]["message"] == "cancelled by agent-7: enough"
+        reply = await full(client, task["id"])
+        assert [event["by"] for event in reply.facts["events"]] == ["agent-7", "agent-7"]
+        assert "updated by agent-7: priority" in reply.text
 
 
 async def test_the_full_view_of_a_command_says_where_its_output_is(client: Client, app: App) -> None:

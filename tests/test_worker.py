@@ -12,8 +12,8 @@ from fakes import Clock
 from pools import Gate, Loose, Payload, Pool, Told, broken, log_lines, ok, other_process, write_lock
 
 from taskorch import database as database_module
-from taskorch import handlers, rules, worker
-from taskorch.attempt import Attempt, Remains
+from taskorch import handlers, rules, settler, worker
+from taskorch.attempt import Attempt, Ending, Remains
 from taskorch.database import Database
 from taskorch.errors import NonRetryable
 from taskorch.handlers import Context
@@ -256,7 +256,7 @@ async def test_a_running_task_is_cancelled_after_it_has_cleaned_up(pool: Pool) -
         try:
             await anyio.sleep_forever()
         finally:
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(5, shield=True):
                 cleaning.set()
                 await clean.wait()
 
@@ -366,6 +366,8 @@ async def blocked(pool: Pool, gate: Gate, **kinds: Any) -> AsyncIterator[list[st
     async with pool.running(1, short=short, **kinds):
         for task in [await pool.add("short") for _ in range(30)]:
             await pool.ended(task)
+        for task in [await pool.add(name) for name in kinds]:
+            await pool.ended(task)
         await pool.add("short", {"long": True}, priority=Priority.HIGH)
         await gate.begun.wait()
         yield ran
@@ -417,18 +419,15 @@ async def test_last_starts_and_work_outside_the_process_are_never_claimed_ahead(
             await pool.ended(task)
 
 
-async def test_long_tasks_are_never_claimed_ahead(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_tasks_are_never_claimed_ahead(pool: Pool, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "AHEAD_RUN_SECONDS", 0.0)  # so that every task is long
-    most = 0
-
-    async def work(payload: Payload) -> None:
-        nonlocal most
-        most = max(most, len(await pool.held()))
-
-    async with pool.running(2, work=work):
-        for task in [await pool.add() for _ in range(40)]:
+    async with blocked(pool, gate):
+        tasks = [await pool.add("short") for _ in range(5)]
+        await anyio.wait_all_tasks_blocked()
+        assert {(await pool.get(task)).status for task in tasks} == {Status.WAITING}
+        gate.open.set()
+        for task in tasks:
             await pool.ended(task)
-    assert most == 2
 
 
 async def test_a_task_cancelled_between_its_claim_and_its_start_never_starts(pool: Pool, gate: Gate) -> None:
@@ -470,6 +469,7 @@ async def test_stopping_lets_a_handler_finish_within_the_grace(pool: Pool, gate:
         task = await pool.add(payload={"result": 7})
         await gate.begun.wait()
         running.stop()
+        await anyio.wait_all_tasks_blocked()
         gate.open.set()
     task = await pool.get(task)
     assert (task.status, task.result) == (Status.COMPLETED, 7)
@@ -522,6 +522,16 @@ async def test_the_sixth_interruption_is_the_last(pool: Pool, monkeypatch: pytes
     assert (task.status, task.error.reason, task.attempt) == (Status.FAILED, Reason.POISON, 6)
 
 
+async def test_a_loss_beats_a_cancel_and_a_cancel_beats_a_stop(pool: Pool) -> None:
+    attempt = Attempt(await pool.add(), lambda _: None)
+    seen: list[Ending | None] = []
+    attempt.on_end(lambda: seen.append(attempt.ending))
+    for wish in (Ending.STOP, Ending.STOP, Ending.CANCEL, Ending.LOST, Ending.CANCEL):
+        attempt.end(wish)
+    assert seen == [Ending.STOP, Ending.CANCEL, Ending.LOST]
+    assert attempt.stopping
+
+
 async def test_a_cancel_request_beats_giving_back(pool: Pool) -> None:
     begun, cleaning, clean = anyio.Event(), anyio.Event(), anyio.Event()
 
@@ -530,7 +540,7 @@ async def test_a_cancel_request_beats_giving_back(pool: Pool) -> None:
         try:
             await anyio.sleep_forever()
         finally:
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(5, shield=True):
                 cleaning.set()
                 await clean.wait()
 
@@ -580,6 +590,7 @@ async def test_an_end_that_cannot_be_stored_is_stored_later(
 ) -> None:
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
     monkeypatch.setattr(worker, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(settler, "RETRY_SECONDS", 0.05)
     async with pool.running(1, work=gate.kind):
         task = await pool.add(payload={"result": 7})
         await gate.begun.wait()
@@ -597,6 +608,7 @@ async def test_claiming_goes_on_when_the_store_is_free_again(
 ) -> None:
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
     monkeypatch.setattr(worker, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(settler, "RETRY_SECONDS", 0.05)
     loose = Loose()
     async with pool.running(1, loose=loose, work=ok):
         await pool.add("loose")

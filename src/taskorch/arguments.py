@@ -42,7 +42,7 @@ def _time(value: Any) -> int:
     except ValueError:
         raise ValueError(f"{shown(value)} is not a time; write it like 2026-11-24T18:00:00Z") from None
     if parsed.tzinfo is None:
-        raise ValueError(f"{shown(value)} has no time zone; add one, like {value}Z or {value}+01:00")
+        raise ValueError(f"{shown(value)} has no time zone; add Z or an offset like +01:00")
     if not 1970 <= parsed.year < 9999:
         raise ValueError(f"{shown(value)} is out of range; use a year from 1970 to 9998")
     return round(parsed.astimezone(UTC).timestamp() * 1000)

@@ -10,7 +10,7 @@ from typing import Any
 from taskorch.database import Transaction
 from taskorch.errors import NotFound
 from taskorch.rules import with_values
-from taskorch.task import Error, Priority, Progress, Reason, Status, Task
+from taskorch.task import Completed, Error, Failed, Outcome, Priority, Progress, Reason, Status, Task
 
 COLUMNS = tuple(Task.__dataclass_fields__)
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM tasks"
@@ -23,6 +23,8 @@ COMPLETE = """UPDATE tasks SET status = 'completed', owner = NULL, result = ?, s
   RETURNING priority, rank, labels, progress, version"""
 DELETE = "DELETE FROM tasks WHERE seq = ? AND id = ? AND version = ?"
 COUNT = "UPDATE counts SET tasks = tasks + ? WHERE status = ? AND priority = ?"
+END_ATTEMPT = """UPDATE attempts SET started_at = ?, ended_at = ?, outcome = ?, reason = ?, message = ?, exit_code = ?
+  WHERE task = ? AND attempt = ?"""
 NOTE = "INSERT INTO events(task, at, event, by, detail) VALUES (?, ?, ?, ?, ?)"
 
 _STATUSES = {str(status): status for status in Status}
@@ -153,6 +155,13 @@ def delete(tx: Transaction, task: Task) -> bool:
     return removed
 
 
+def end_attempt(tx: Transaction, after: Task, outcome: Outcome) -> None:
+    """Write the end of the attempt that has just been settled, leaving `after`, into its row."""
+    name, reason, message, exit_code = _attempt_end(after, outcome)
+    ended = after.finished_at or after.updated_at
+    tx.execute(END_ATTEMPT, (after.started_at, ended, name, reason, message, exit_code, after.seq, after.attempt))
+
+
 def note(tx: Transaction, task: Task, event: str, by: str, detail: str | None = None) -> None:
     """Record a change that is neither a start nor an end: who made it and why."""
     tx.execute(NOTE, (task.seq, task.updated_at, event, by, detail))
@@ -171,6 +180,20 @@ def keep_counts(tx: Transaction) -> None:
 
 def _fence(before: Task) -> tuple[Any, ...]:
     return before.seq, before.id, before.status, before.attempt, before.owner
+
+
+def _attempt_end(after: Task, outcome: Outcome) -> tuple[str, str | None, str | None, int | None]:
+    """What the attempts row says: the outcome's name, reason, message, exit code."""
+    match outcome:
+        case Completed():
+            return "completed", None, None, None
+        case _ if after.status is Status.CANCELLED:
+            error = after.error
+            return "cancelled", Reason.USER, error.message if error else None, None
+        case Failed(reason, message, exit_code):
+            return "failed", reason, message, exit_code
+        case _:
+            return "interrupted", Reason.INTERRUPTED, outcome.message, None
 
 
 @cache

@@ -23,8 +23,14 @@ class Settler:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._ends: list[End] = []
+        self._writing = 0
         self._ended = anyio.Event()
         self._written = anyio.Event()
+
+    @property
+    def unwritten(self) -> int:
+        """Attempts that have ended, and that the store still calls working."""
+        return len(self._ends) + self._writing
 
     def end(self, task: Task, outcome: Outcome, started_at: int | None) -> None:
         """An attempt has ended; `started_at` is when it really began (ms), None: as the claim says."""
@@ -52,6 +58,7 @@ class Settler:
         ends, self._ends = self._ends, []
         if not ends:
             return True
+        self._writing = len(ends)
         with anyio.CancelScope(shield=True):  # also when the worker is torn down
             try:
                 lost = await self._store_together(ends)
@@ -59,6 +66,8 @@ class Settler:
                 log.error("the ends of %s attempts could not be stored: %s", len(ends), error)
                 self._ends = ends + self._ends
                 return False
+            finally:
+                self._writing = 0
             for task in lost:
                 log.warning(LOST, task.id, task.attempt)
         self._written.set()

@@ -22,6 +22,7 @@ from taskorch.rows import (
     complete,
     delete,
     dumps,
+    end_attempt,
     from_row,
     held,
     insert,
@@ -32,7 +33,7 @@ from taskorch.rows import (
     save_all,
     to_values,
 )
-from taskorch.task import Completed, Failed, NewTask, Outcome, Progress, Reason, Status, Task
+from taskorch.task import Completed, NewTask, Outcome, Progress, Status, Task
 
 Change = tuple[str, Task | None]  # a task's id, and its row after the commit; None: deleted
 End = tuple[Task, Outcome, int | None]  # the task as claimed, how its attempt ended, when it really began (ms)
@@ -55,8 +56,6 @@ OTHERS = """SELECT id, uuid, pid FROM servers WHERE id <> ?
 HAS = "SELECT 1 FROM tasks WHERE id = ?"
 OLD = f"{SELECT} WHERE seq > ? ORDER BY seq LIMIT ?"
 BEGIN_ATTEMPT = "INSERT INTO attempts(task, attempt, owner, started_at) VALUES (?, ?, ?, ?)"
-END_ATTEMPT = """UPDATE attempts SET started_at = ?, ended_at = ?, outcome = ?, reason = ?, message = ?, exit_code = ?
-  WHERE task = ? AND attempt = ?"""
 REGISTER = "INSERT INTO servers(uuid, pid, started_at, version, kinds) VALUES (?, ?, ?, ?, ?) RETURNING id"
 LEAVE = """DELETE FROM servers
   WHERE id = ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE status = 'working' AND owner = servers.id)"""
@@ -288,10 +287,10 @@ class Store:
 
     def _settle(self, tx: Transaction, task: Task, outcome: Outcome, started_at: int | None) -> bool:
         now = self.now()
-        if isinstance(outcome, Completed):
+        if isinstance(outcome, Completed) and task.status is Status.WORKING:  # by far the most frequent end
             after = rules.settle(task, outcome, now, started_at)
             if complete(tx, task, after):
-                tx.execute(END_ATTEMPT, (after.started_at, now, "completed", None, None, None, task.seq, task.attempt))
+                end_attempt(tx, after, outcome)
                 return True
         before = held(tx, task)
         if before is None:
@@ -299,8 +298,7 @@ class Store:
         after = rules.settle(before, outcome, now, started_at)
         if after.delete_requested:
             return delete(tx, before)
-        end = _attempt_end(after, outcome)
-        tx.execute(END_ATTEMPT, (after.started_at, now, *end, task.seq, task.attempt))
+        end_attempt(tx, after, outcome)
         save(tx, before, after)
         return True
 
@@ -310,20 +308,6 @@ class Store:
     def _tell(self, changed: Sequence[Change]) -> None:
         for listener in tuple(self._listeners):
             listener(changed)
-
-
-def _attempt_end(after: Task, outcome: Outcome) -> tuple[str, str | None, str | None, int | None]:
-    """What the attempts row says: the outcome's name, reason, message, exit code."""
-    match outcome:
-        case Completed():
-            return "completed", None, None, None
-        case _ if after.status is Status.CANCELLED:
-            error = after.error
-            return "cancelled", Reason.USER, error.message if error else None, None
-        case Failed(reason, message, exit_code):
-            return "failed", reason, message, exit_code
-        case _:
-            return "interrupted", Reason.INTERRUPTED, outcome.message, None
 
 
 def _old(db: sqlite3.Connection, after: int, cutoffs: tuple[int, int]) -> tuple[list[Task], int | None]:

@@ -149,7 +149,7 @@ class Supervised:
         with suppress(OSError):  # it has ended meanwhile
             if self._pipe >= 0:
                 os.write(self._pipe, command)
-            elif holder(self.folder) == self._pid:
+            elif self._pid > 0 and holder(self.folder) == self._pid:  # 0: it lives in another pid namespace
                 os.kill(self._pid, signal.SIGTERM)
 
     def _gone(self) -> bool:

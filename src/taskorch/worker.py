@@ -151,7 +151,7 @@ class Worker:
     async def _claim_batch(self) -> bool:
         """Claim what there is room for; False when there is no room, or nothing is ready."""
         queued = len(self._queue)
-        free = max(0, self._slots - self.busy - queued)
+        free = max(0, self._slots - self.busy - self._settler.unwritten - queued)
         ahead = {name: 0 if self._suspects else pace.ahead for name, pace in self._pace.items()}
         if self._drained or (free == 0 and queued * 2 >= max(ahead.values(), default=0)):
             return False
@@ -185,6 +185,7 @@ class Worker:
             if task is None or task.ended:
                 self._suspects.discard(task_id)
                 self._unwanted = {key for key in self._unwanted if key[0] != task_id}
+                self._work.set()  # its slot counts as free from now on
             elif task.status is Status.WAITING:
                 if task.ready:
                     self._may_claim()
