@@ -21,11 +21,12 @@ from typing import Any
 
 import anyio
 
-from taskorch.database import PRAGMAS, open_database
+from taskorch.database import open_database
 from taskorch.handlers import Handler
 from taskorch.peers import Peers
-from taskorch.rows import COLUMNS, INSERT, dumps
-from taskorch.store import BEGIN_ATTEMPT, END_ATTEMPT, Store, new_id, now_ms
+from taskorch.rows import COLUMNS, END_ATTEMPT, INSERT, dumps
+from taskorch.schema import PRAGMAS
+from taskorch.store import BEGIN_ATTEMPT, Store, new_id, now_ms
 from taskorch.task import NewTask
 from taskorch.worker import Worker
 

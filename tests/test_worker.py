@@ -596,7 +596,7 @@ async def test_an_end_that_cannot_be_stored_is_stored_later(
         await gate.begun.wait()
         with write_lock(tmp_path):
             gate.open.set()
-            await told.line("its end could not be stored")
+            await told.line("the ends of 1 attempts could not be stored")
             assert (await pool.get(task)).status is Status.WORKING
         task = await pool.ended(task)
         assert (task.status, task.result, task.attempt) == (Status.COMPLETED, 7, 1)

@@ -6,36 +6,22 @@ BEGIN and COMMIT, so a cancelled caller cannot leave a transaction open, and cal
 
 import asyncio
 import logging
-import os
 import random
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import aiosqlite
 import anyio
 
+from taskorch import schema
 from taskorch.errors import StoreError, TaskError
 
-SCHEMA_VERSION = 1
 BUSY_SECONDS = 10.0  # how long a write waits for other processes before it gives up
-PRAGMAS = (
-    "journal_mode=WAL",
-    "synchronous=FULL",  # NORMAL loses acknowledged rows in a power cut
-    "foreign_keys=ON",
-    "trusted_schema=OFF",
-    "temp_store=MEMORY",
-    "cache_size=-16384",
-    "mmap_size=0",  # an I/O error under mmap is a signal, not an error
-    "journal_size_limit=67108864",
-    "fullfsync=ON",  # macOS: fsync alone does not reach the platter
-)
-
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -155,7 +141,7 @@ async def open_database(path: Path) -> AsyncGenerator[Database]:
     Raises StoreError when the file is newer than this version, not a database, or cannot be opened.
     """
     try:
-        _make_private(path)
+        schema.make_private(path)
     except OSError as error:
         raise StoreError(f"The store cannot be opened: {error}. Name another TASKORCH_STATE_DIR.") from error
     async with _connection(path) as writer:
@@ -243,7 +229,8 @@ async def _connection(path: Path) -> AsyncGenerator[aiosqlite.Connection]:
 
 def _prepare(connection: sqlite3.Connection) -> None:
     deadline = time.monotonic() + BUSY_SECONDS
-    for pragma in PRAGMAS:
+    schema.refuse_newer(connection)
+    for pragma in schema.PRAGMAS:
         while True:
             try:
                 connection.execute(f"PRAGMA {pragma}")
@@ -254,7 +241,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
                 time.sleep(0.005)
     begin(connection)
     try:
-        _migrate(connection)
+        schema.migrate(connection)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -266,41 +253,6 @@ def _prepare_reader(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA query_only=ON")
     connection.execute("PRAGMA busy_timeout=1000")  # a reader waits only while a crashed server's WAL is recovered
     connection.execute("PRAGMA trusted_schema=OFF")
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA_VERSION:
-        raise StoreError(
-            f"The store was written by a newer taskorch (schema {version}; this one knows {SCHEMA_VERSION}). "
-            "It was left unharmed. Upgrade taskorch, or name another TASKORCH_STATE_DIR."
-        )
-    if version == 0:
-        for statement in _statements(resources.files("taskorch").joinpath("schema.sql").read_text("utf-8")):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-
-
-def _statements(script: str) -> list[str]:
-    """The script's statements; `executescript` would commit the transaction we are in."""
-    found: list[str] = []
-    current = ""
-    for line in script.splitlines(keepends=True):
-        current += line
-        if sqlite3.complete_statement(current):
-            found.append(current)
-            current = ""
-    return found
-
-
-def _make_private(path: Path) -> None:
-    """Make folder and file for this user alone; `-wal` and `-shm` inherit the file's mode."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.parent.chmod(0o700)
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600))
-    except FileExistsError:
-        path.chmod(0o600)
 
 
 def _read(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:

@@ -200,7 +200,7 @@ def _table() -> Table:
 
 def _state(facts: Facts) -> str:
     phase = f" ({facts['phase']})" if "phase" in facts else ""
-    progress = facts.get("progress", {}) if facts["status"] == "working" else {}
+    progress: Facts = facts.get("progress", {}) if facts["status"] == "working" else {}
     share = f" {100 * progress['value'] / progress['total']:.0f}%" if progress.get("total") else ""
     reason = f": {facts['error']['reason']}" if facts.get("error") else ""
     return f"{facts['status']}{phase}{share}{reason}"

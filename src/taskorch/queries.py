@@ -19,6 +19,7 @@ EXACT_COUNTS = 100_000  # beyond so many stored tasks, filtered counts look at t
 HISTORY_ROWS = 50
 WINDOW_MS = 24 * 3_600_000
 HOUR_MS = 3_600_000
+WALK = 500  # rows that one step of the walk for old tasks reads
 
 BY_NAME = f"{SELECT} WHERE name = ? ORDER BY finished_at IS NOT NULL, seq DESC LIMIT {CANDIDATES + 1}"
 BY_PREFIX = f"{SELECT} WHERE id >= ? AND id < ? ORDER BY id LIMIT {CANDIDATES + 1}"
@@ -38,6 +39,7 @@ RECENT_ENDS = f"""SELECT status, started_at, finished_at FROM
 OLDEST_READY = "SELECT min(created_at) FROM tasks WHERE ready = 1"
 NEXT_RUN = "SELECT min(run_at) FROM tasks WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at IS NOT NULL"
 READY_COUNT = "SELECT count(*) FROM tasks WHERE ready = 1"
+OLD = f"{SELECT} WHERE seq > ? ORDER BY seq LIMIT ?"
 PAGES = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
 
 
@@ -242,3 +244,20 @@ def _records(db: sqlite3.Connection, sql: str, values: tuple[Any, ...]) -> list[
     cursor = db.execute(sql, values)
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def past_retention(db: sqlite3.Connection, after: int, cutoffs: tuple[int, int]) -> tuple[list[Task], int | None]:
+    """The tasks past retention among the next rows in arrival order, and where to go on (None: the walk is done).
+
+    A row made after the later cutoff cannot have ended before it, so the walk stops there.
+    """
+    cutoff, failed_cutoff = cutoffs
+    tasks = [from_row(row) for row in db.execute(OLD, (after, WALK))]
+    old = [
+        task
+        for task in tasks
+        if task.finished_at is not None
+        and task.finished_at < (failed_cutoff if task.status is Status.FAILED else cutoff)
+    ]
+    more = len(tasks) == WALK and tasks[-1].created_at < max(cutoffs)
+    return old, tasks[-1].seq if more else None

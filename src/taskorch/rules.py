@@ -10,6 +10,7 @@ from typing import Any
 
 from taskorch.errors import Conflict
 from taskorch.task import (
+    BLANK,
     Cancelled,
     Completed,
     Error,
@@ -18,7 +19,6 @@ from taskorch.task import (
     NewTask,
     Outcome,
     Phase,
-    Priority,
     Progress,
     Reason,
     Status,
@@ -46,7 +46,7 @@ EDITABLE_WORKING = frozenset({"priority", "labels"})
 def create(new: NewTask, *, seq: int, task_id: str, now: int) -> Task:
     """A new waiting task, in the ready index if it may run now."""
     task = with_values(
-        _BLANK,
+        BLANK,
         seq=seq,
         id=task_id,
         name=new.name,
@@ -151,7 +151,7 @@ def is_expired(task: Task, now: int) -> bool:
 
 
 def retry(task: Task, run_at: int | None, now: int) -> Task:
-    """failed or cancelled → waiting with one more start; the history and the attempt number stay."""
+    """failed or cancelled → waiting, with at least one more start; the history and the attempt number stay."""
     if task.status not in (Status.FAILED, Status.CANCELLED):
         raise Conflict(f"{task.label} is {task.status}; retry_task works on failed and cancelled tasks.{_hint(task)}")
     if task.delete_requested:
@@ -162,7 +162,7 @@ def retry(task: Task, run_at: int | None, now: int) -> Task:
         now,
         run_at=run_at,
         error=None,
-        max_attempts=task.attempt - task.interruptions + 1,
+        max_attempts=max(task.max_attempts, task.attempt - task.interruptions + 1),
         paused=False,
         expires_at=None if expired else task.expires_at,
         cancel_requested_at=None,
@@ -301,37 +301,3 @@ def _hint(task: Task) -> str:
             return " Create a new task to do the work again."
         case _:
             return f' To run it again call retry_task("{task.id}").'
-
-
-_BLANK = Task(
-    seq=0,
-    id="",
-    name=None,
-    kind="",
-    payload={},
-    status=Status.WAITING,
-    priority=Priority.MEDIUM,
-    rank=0,
-    ready=True,
-    paused=False,
-    attempt=0,
-    max_attempts=1,
-    interruptions=0,
-    owner=None,
-    timeout_seconds=1.0,
-    on_server_exit="survive",
-    labels=(),
-    progress=None,
-    result=None,
-    error=None,
-    run_at=None,
-    expires_at=None,
-    cancel_requested_at=None,
-    cancel_reason=None,
-    delete_requested=False,
-    created_at=0,
-    updated_at=0,
-    started_at=None,
-    finished_at=None,
-    version=1,
-)

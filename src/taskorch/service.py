@@ -66,7 +66,11 @@ class Service:
                     return tasks
                 if waited - told >= TELL_PAUSE_SECONDS:
                     told = waited
-                    await tell(waited, seconds, f"{sum(task.ended for task in tasks)} of {len(tasks)} tasks have ended")
+                    await tell(
+                        round(waited, 1),
+                        seconds,
+                        f"{sum(task.ended for task in tasks)} of {len(tasks)} tasks have ended",
+                    )
                 with anyio.move_on_after(min(seconds - waited, TELL_SECONDS)):
                     await changed.wait()
 

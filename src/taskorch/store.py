@@ -4,7 +4,6 @@ Each change is told to the listeners after its commit, with the rows as they are
 """
 
 import secrets
-import sqlite3
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ import anyio
 from taskorch import rules
 from taskorch.database import Database, Transaction
 from taskorch.errors import StoreError
+from taskorch.queries import past_retention
 from taskorch.rows import (
     SELECT,
     complete,
@@ -54,7 +54,6 @@ HELD_BY = f"{SELECT} WHERE status = 'working' AND owner = ?"
 OTHERS = """SELECT id, uuid, pid FROM servers WHERE id <> ?
   UNION SELECT owner, '', 0 FROM tasks WHERE status = 'working' AND owner NOT IN (SELECT id FROM servers)"""
 HAS = "SELECT 1 FROM tasks WHERE id = ?"
-OLD = f"{SELECT} WHERE seq > ? ORDER BY seq LIMIT ?"
 BEGIN_ATTEMPT = "INSERT INTO attempts(task, attempt, owner, started_at) VALUES (?, ?, ?, ?)"
 REGISTER = "INSERT INTO servers(uuid, pid, started_at, version, kinds) VALUES (?, ?, ?, ?, ?) RETURNING id"
 LEAVE = """DELETE FROM servers
@@ -256,7 +255,7 @@ class Store:
         removed, after = 0, 0
         cutoffs = (self.now() - keep_ms, self.now() - keep_failed_ms)
         while after is not None:
-            old, after = await self._database.read(partial(_old, after=after, cutoffs=cutoffs))
+            old, after = await self._database.read(partial(past_retention, after=after, cutoffs=cutoffs))
             removed += await self._database.write(partial(_remove, tasks=old)) if old else 0
         return removed
 
@@ -308,23 +307,6 @@ class Store:
     def _tell(self, changed: Sequence[Change]) -> None:
         for listener in tuple(self._listeners):
             listener(changed)
-
-
-def _old(db: sqlite3.Connection, after: int, cutoffs: tuple[int, int]) -> tuple[list[Task], int | None]:
-    """The tasks past retention among the next rows in arrival order, and where to go on (None: the walk is done).
-
-    A row made after the later cutoff cannot have ended before it, so the walk stops there.
-    """
-    cutoff, failed_cutoff = cutoffs
-    tasks = [from_row(row) for row in db.execute(OLD, (after, BATCH))]
-    old = [
-        task
-        for task in tasks
-        if task.finished_at is not None
-        and task.finished_at < (failed_cutoff if task.status is Status.FAILED else cutoff)
-    ]
-    more = len(tasks) == BATCH and tasks[-1].created_at < max(cutoffs)
-    return old, tasks[-1].seq if more else None
 
 
 def _remove(tx: Transaction, tasks: Sequence[Task]) -> int:

@@ -132,6 +132,40 @@ class Task:
         return f"{self.id} '{self.name}'" if self.name else self.id
 
 
+BLANK = Task(
+    seq=0,
+    id="",
+    name=None,
+    kind="",
+    payload={},
+    status=Status.WAITING,
+    priority=Priority.MEDIUM,
+    rank=0,
+    ready=True,
+    paused=False,
+    attempt=0,
+    max_attempts=1,
+    interruptions=0,
+    owner=None,
+    timeout_seconds=1.0,
+    on_server_exit="survive",
+    labels=(),
+    progress=None,
+    result=None,
+    error=None,
+    run_at=None,
+    expires_at=None,
+    cancel_requested_at=None,
+    cancel_reason=None,
+    delete_requested=False,
+    created_at=0,
+    updated_at=0,
+    started_at=None,
+    finished_at=None,
+    version=1,
+)  # what a new task is before anybody has said anything
+
+
 # How one attempt ended.
 
 

@@ -45,9 +45,10 @@ class Tool:
 
 async def create_task(service: Service, call: Call, a: args.CreateTask) -> Reply:
     _check_wait(service, "wait_seconds", a.wait_seconds)
+    view = await service.view()  # what may fail comes before the task is stored
     task = await service.store.add(_new_task(service, a))
     if a.wait_seconds == 0:
-        return task_reply(task, await service.view(), "Created ")
+        return task_reply(task, view, "Created ")
     found = await service.wait_until(lambda tasks: all(t.ended for t in tasks), [task.id], a.wait_seconds, call.tell)
     return task_reply(found[0] if found else task, await service.view(), "Created ")
 
