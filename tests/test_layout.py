@@ -19,8 +19,8 @@ SOURCE = ROOT / "src" / "taskorch"
 LINES = 320  # a file that outgrows this has found its seam
 
 RULES = {"errors", "task", "rules"}
-RUNNING = {"attempt", "worker", "handlers", "command", "supervised", "peers", "housekeeping", "output"}
-STORE = {"database", "rows", "store", "queries"}
+RUNNING = {"attempt", "worker", "settler", "handlers", "command", "supervised", "peers", "housekeeping", "output"}
+STORE = {"schema", "database", "rows", "store", "queries"}
 MCP = {"arguments", "tools", "service", "replies", "history", "health", "server", "resources"}
 FRONT = {"__init__", "__main__", "app", "cli", "config", "demo", "shim"}
 STARTS_WORK = {"worker", "handlers", "command", "supervised"}

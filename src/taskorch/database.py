@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -228,17 +229,9 @@ async def _connection(path: Path) -> AsyncGenerator[aiosqlite.Connection]:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    deadline = time.monotonic() + BUSY_SECONDS
-    schema.refuse_newer(connection)
+    _patiently(lambda: schema.refuse_newer(connection))
     for pragma in schema.PRAGMAS:
-        while True:
-            try:
-                connection.execute(f"PRAGMA {pragma}")
-                break
-            except sqlite3.OperationalError as error:  # another server is switching the new file to WAL
-                if not _is_busy(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.005)
+        _patiently(partial(connection.execute, f"PRAGMA {pragma}"))
     begin(connection)
     try:
         schema.migrate(connection)
@@ -247,6 +240,19 @@ def _prepare(connection: sqlite3.Connection) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _patiently(step: Callable[[], object]) -> None:
+    """Take a step of opening the file again while another server that opens it, too, holds its lock."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            step()
+            return
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.005)
 
 
 def _prepare_reader(connection: sqlite3.Connection) -> None:

@@ -66,11 +66,8 @@ class Service:
                     return tasks
                 if waited - told >= TELL_PAUSE_SECONDS:
                     told = waited
-                    await tell(
-                        round(waited, 1),
-                        seconds,
-                        f"{sum(task.ended for task in tasks)} of {len(tasks)} tasks have ended",
-                    )
+                    ended = sum(task.ended for task in tasks)
+                    await tell(round(waited, 2), seconds, f"{ended} of {len(tasks)} tasks have ended")
                 with anyio.move_on_after(min(seconds - waited, TELL_SECONDS)):
                     await changed.wait()
 

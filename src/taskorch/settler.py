@@ -1,6 +1,7 @@
 """Writes how attempts ended, all that have come together in one commit, so that slots need not wait for the disk."""
 
 import logging
+from collections.abc import Callable
 
 import anyio
 import anyio.lowlevel
@@ -18,10 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class Settler:
-    """`run` it, hand it each end, `flush` it last. A crash may repeat what is not written yet: handlers allow it."""
+    """`run` it, hand it each end, `flush` it last; `on_written` is called after each write.
 
-    def __init__(self, store: Store) -> None:
+    A crash may repeat what is not written yet: handlers allow it.
+    """
+
+    def __init__(self, store: Store, on_written: Callable[[], None]) -> None:
         self._store = store
+        self._on_written = on_written
         self._ends: list[End] = []
         self._writing = 0
         self._ended = anyio.Event()
@@ -72,6 +77,7 @@ class Settler:
                 log.warning(LOST, task.id, task.attempt)
         self._written.set()
         self._written = anyio.Event()
+        self._on_written()
         return True
 
     async def _store_together(self, ends: list[End]) -> list[Task]:

@@ -48,7 +48,7 @@ class Worker:
         self._unwanted: set[tuple[str, int]] = set()  # attempts that were cancelled before they began
         self._pace = {name: _Pace(slots if kind.in_process else 0) for name, kind in kinds.items()}
         self._dirty: set[Attempt] = set()
-        self._settler = Settler(store)
+        self._settler = Settler(store, lambda: self._work.set())  # a slot is free again
         self._suspects: set[str] = set()  # taken over after a crash: one of them may have caused it
         self._others: list[Peer] = []
         self._foreign = True  # another process has changed something
@@ -185,7 +185,6 @@ class Worker:
             if task is None or task.ended:
                 self._suspects.discard(task_id)
                 self._unwanted = {key for key in self._unwanted if key[0] != task_id}
-                self._work.set()  # its slot counts as free from now on
             elif task.status is Status.WAITING:
                 if task.ready:
                     self._may_claim()
