@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,25 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at proces
 
 WAITS = "echo up; until test -e go; do sleep 0.01; done; echo done"
 TREE = "sleep 60 & setsid sleep 60 & trap '' TERM; echo up; sleep 60; sleep 60"
+
+SERVER = """
+import anyio, os, pathlib, sys
+from taskorch.command import Command, Policy
+from taskorch.database import open_database
+from taskorch.peers import Peers
+from taskorch.store import Store
+from taskorch.worker import Worker
+
+async def main(folder):
+    async with open_database(folder / "state" / "taskorch.db") as database:
+        store = Store(database)
+        with Peers(folder / "servers") as peers:
+            owner = await store.register(peers.uuid, os.getpid(), "0", ["command"])
+            kind = Command(folder / "state" / "output", Policy("*"), "", 5, folder)
+            await Worker(store, peers, owner, {"command": kind}, 2).run()
+
+anyio.run(main, pathlib.Path(sys.argv[1]))
+"""
 
 
 def command(folder: Path, allowed: str = "*", **options: Any) -> Command:
@@ -580,6 +599,42 @@ def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@contextmanager
+def other_server(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A server in a process of its own, killed at the end of the block."""
+    with subprocess.Popen([sys.executable, "-c", SERVER, folder]) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def test_a_command_of_a_killed_server_goes_on_and_is_adopted(pool: Commands, tmp_path: Path) -> None:
+    with other_server(tmp_path):
+        task = await pool.up("sh", "-c", WAITS)
+    async with pool.serving():
+        await adopted(pool, task)
+        (tmp_path / "go").touch()
+        task = await pool.ended(task)
+    assert (task.status, task.result) == (Status.COMPLETED, {"exit_code": 0, "output_bytes": 8})
+    assert await pool.attempts(task) == [(1, "completed", None)]
+
+
+async def test_a_command_that_is_to_stop_is_gone_soon_after_its_server_was_killed(
+    pool: Commands, tmp_path: Path
+) -> None:
+    with other_server(tmp_path):
+        task = await pool.tree(on_server_exit="stop")
+    await until(lambda: not pool.alive(task))
+    async with pool.serving():
+        task = await pool.ended(task)
+    assert failure(task)[:3] == (
+        Status.FAILED,
+        Reason.INTERRUPTED,
+        "its server went away; 4 processes had to be killed",
+    )
+
+
 async def test_a_command_that_is_to_stop_with_its_server_is_gone_with_its_tree(pool: Commands) -> None:
     task = await left_behind(pool, on_server_exit="stop")
     assert pool.alive(task) == []
@@ -876,7 +931,7 @@ def test_leftovers_are_those_of_one_attempt_only() -> None:
 
     with start(1) as old, start(2) as new:
         try:
-            # Ours to reap, so they stay as zombies, which do not count.
+            # The old one is ours to reap and stays as a zombie, which does not count.
             assert supervised.end_leftovers("tleft", 1) == (1, [])
             assert (old.wait(5), new.poll()) == (-signal.SIGKILL, None)
         finally:

@@ -13,12 +13,15 @@ import pytest
 from taskorch.peers import Peers
 
 SERVER = """
-import pathlib, subprocess, sys
+import os, pathlib, sys, time
 from taskorch.peers import Peers
 
 with Peers(pathlib.Path(sys.argv[1])) as peers:
-    child = subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    print(peers.uuid, child.pid, flush=True)
+    child = os.fork()  # it shares every descriptor
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    print(peers.uuid, child, flush=True)
     sys.stdin.read()
 """
 

@@ -260,10 +260,6 @@ def _marked(task_id: str, attempt: int) -> list[int]:
     found: list[int] = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if marks <= set((entry / "environ").read_bytes().split(b"\0")) and not _is_zombie(entry):
+            if marks <= set((entry / "environ").read_bytes().split(b"\0")):
                 found.append(int(entry.name))
     return found
-
-
-def _is_zombie(entry: Path) -> bool:
-    return (entry / "stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
