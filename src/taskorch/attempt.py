@@ -1,19 +1,19 @@
 """What a kind sees of the work it runs: one attempt, how it may be asked to end, and what it may leave behind."""
 
 from collections.abc import Callable
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 from typing import Protocol
 
 from taskorch.task import Cancelled, Interrupted, Outcome, Progress, Task
 from taskorch.task import Kind as TaskKind
 
 
-class Ending(Enum):
-    """Why a running attempt is asked to end before its time."""
+class Ending(IntEnum):
+    """Why a running attempt is asked to end before its time. The higher one decides."""
 
-    CANCEL = auto()  # a client asked
-    STOP = auto()  # this server stops
-    LOST = auto()  # it is no longer ours: let go, signal nothing
+    STOP = 1  # this server stops
+    CANCEL = 2  # a client asked
+    LOST = 3  # it is no longer ours: let go, signal nothing
 
 
 class Remains(Enum):
@@ -42,20 +42,11 @@ class Attempt:
     def __init__(self, task: Task, report: Callable[["Attempt"], None], adopted: bool = False) -> None:
         self.task = task
         self.adopted = adopted
+        self.ending: Ending | None = None
+        self.stopping = False  # whatever else was wished
         self.latest: Progress | None = None
-        self._wishes: set[Ending] = set()
         self._report = report
         self._on_end: Callable[[], None] | None = None
-
-    @property
-    def ending(self) -> Ending | None:
-        """The wish that decides: being lost beats a cancel, a cancel beats a stop."""
-        return next((wish for wish in (Ending.LOST, Ending.CANCEL, Ending.STOP) if wish in self._wishes), None)
-
-    @property
-    def stopping(self) -> bool:
-        """Whether this server stops, whatever else was wished."""
-        return Ending.STOP in self._wishes
 
     def progress(self, progress: Progress) -> None:
         """Note how far it is; written a few times a second at most. From any thread."""
@@ -64,15 +55,16 @@ class Attempt:
 
     def end(self, why: Ending) -> None:
         """Ask it to end. Said again, it changes nothing."""
-        if why not in self._wishes:
-            self._wishes.add(why)
-            if self._on_end:
-                self._on_end()
+        known = self.ending is not None and why <= self.ending and (why is not Ending.STOP or self.stopping)
+        self.ending = max(why, self.ending or why)
+        self.stopping = self.stopping or why is Ending.STOP
+        if self._on_end and not known:
+            self._on_end()
 
     def on_end(self, callback: Callable[[], None]) -> None:
         """Call `callback` at each new wish to end, at once if there was one already."""
         self._on_end = callback
-        if self._wishes:
+        if self.ending is not None:
             callback()
 
 

@@ -17,23 +17,23 @@ SELECT = f"SELECT {', '.join(COLUMNS)} FROM tasks"
 BY_SEQ = f"{SELECT} WHERE seq = ? AND id = ?"
 BY_ID = f"{SELECT} WHERE id = ?"
 INSERT = f"INSERT INTO tasks({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
-COMPLETE = """UPDATE tasks SET status = 'completed', owner = NULL, result = ?, started_at = ?, finished_at = ?,
-  updated_at = ?, version = version + 1
-  WHERE seq = ? AND id = ? AND status = 'working' AND attempt = ? AND owner = ? AND delete_requested = 0
-  RETURNING priority, rank, labels, progress, version"""
+COMPLETE = """UPDATE tasks SET status = 'completed', owner = NULL, result = ?, progress = NULL, started_at = ?,
+  finished_at = ?, updated_at = ?, version = ?
+  WHERE seq = ? AND id = ? AND attempt = ? AND version = ? AND owner = ? AND status = 'working'"""
 DELETE = "DELETE FROM tasks WHERE seq = ? AND id = ? AND version = ?"
 COUNT = "UPDATE counts SET tasks = tasks + ? WHERE status = ? AND priority = ?"
 END_ATTEMPT = """UPDATE attempts SET started_at = ?, ended_at = ?, outcome = ?, reason = ?, message = ?, exit_code = ?
   WHERE task = ? AND attempt = ?"""
 NOTE = "INSERT INTO events(task, at, event, by, detail) VALUES (?, ?, ?, ?, ?)"
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _STATUSES = {str(status): status for status in Status}
 _PRIORITIES = {int(priority): priority for priority in Priority}
 
 
 def dumps(value: Any) -> str:
     """Compact JSON text. Raises ValueError for NaN and what JSON cannot hold."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 def from_row(row: tuple[Any, ...]) -> Task:
@@ -75,22 +75,15 @@ def held(tx: Transaction, task: Task) -> Task | None:
 
 
 def complete(tx: Transaction, task: Task, after: Task) -> bool:
-    """Write the most frequent end without loading the row; False: the fence, or a wish to delete, is against it.
+    """Write the most frequent end without loading the row; False when anything changed since the claim (but progress).
 
-    What may have changed since the claim and is not in the fence comes back from the row, for those who listen.
+    `task` is the row as claimed: the fence and its version say that it still is so. Its attempt's row is not written.
     """
-    values = (dumps(after.result), after.started_at, after.finished_at, after.updated_at)
-    row = tx.execute(COMPLETE, (*values, task.seq, task.id, task.attempt, task.owner)).fetchone()
-    if row is None:
+    values = (dumps(after.result), after.started_at, after.finished_at, after.updated_at, after.version)
+    fence = (task.seq, task.id, task.attempt, task.version, task.owner)
+    if tx.execute(COMPLETE, (*values, *fence)).rowcount != 1:
         return False
-    priority, rank, labels, progress, version = row
-    now = {
-        "priority": _PRIORITIES[priority],
-        "rank": rank,
-        "labels": tuple(json.loads(labels)) if labels else (),
-        "progress": Progress(**json.loads(progress)) if progress else None,
-    }
-    changed(tx, with_values(task, **now), with_values(after, **now, version=version))
+    changed(tx, task, after)
     return True
 
 
@@ -155,11 +148,9 @@ def delete(tx: Transaction, task: Task) -> bool:
     return removed
 
 
-def end_attempt(tx: Transaction, after: Task, outcome: Outcome) -> None:
-    """Write the end of the attempt that has just been settled, leaving `after`, into its row."""
-    name, reason, message, exit_code = _attempt_end(after, outcome)
-    ended = after.finished_at or after.updated_at
-    tx.execute(END_ATTEMPT, (after.started_at, ended, name, reason, message, exit_code, after.seq, after.attempt))
+def end_attempts(tx: Transaction, ends: Sequence[tuple[Task, Outcome]]) -> None:
+    """Write the ends of attempts that have just been settled, leaving those tasks, into their rows."""
+    tx.executemany(END_ATTEMPT, [_attempt_end(after, outcome) for after, outcome in ends])
 
 
 def note(tx: Transaction, task: Task, event: str, by: str, detail: str | None = None) -> None:
@@ -182,8 +173,14 @@ def _fence(before: Task) -> tuple[Any, ...]:
     return before.seq, before.id, before.status, before.attempt, before.owner
 
 
-def _attempt_end(after: Task, outcome: Outcome) -> tuple[str, str | None, str | None, int | None]:
-    """What the attempts row says: the outcome's name, reason, message, exit code."""
+def _attempt_end(after: Task, outcome: Outcome) -> tuple[Any, ...]:
+    """What the attempt's row gets to say, and which one it is."""
+    ended = after.finished_at or after.updated_at
+    return after.started_at, ended, *_how(after, outcome), after.seq, after.attempt
+
+
+def _how(after: Task, outcome: Outcome) -> tuple[str, str | None, str | None, int | None]:
+    """The outcome's name, reason, message, exit code."""
     match outcome:
         case Completed():
             return "completed", None, None, None

@@ -104,7 +104,7 @@ def settle(task: Task, outcome: Outcome, now: int, started_at: int | None = None
     began = task.started_at if started_at is None else started_at
     match outcome:
         case Completed(result):
-            return _end(task, Status.COMPLETED, now, began, result=result)
+            return _end(task, Status.COMPLETED, now, began, result=result, progress=None)
         case Cancelled(message):
             return _cancelled(task, now, began, message)
         case _ if task.cancel_requested_at is not None:

@@ -22,7 +22,7 @@ from taskorch.rows import (
     complete,
     delete,
     dumps,
-    end_attempt,
+    end_attempts,
     from_row,
     held,
     insert,
@@ -194,7 +194,20 @@ class Store:
 
     async def settle_all(self, ends: Sequence[End]) -> list[Task]:
         """Record how attempts ended, in one transaction; those no longer ours are left as they are."""
-        return await self._database.write(lambda tx: [end[0] for end in ends if not self._settle(tx, *end)])
+
+        def settle_all(tx: Transaction) -> list[Task]:
+            lost: list[Task] = []
+            settled: list[tuple[Task, Outcome]] = []
+            for task, outcome, started_at in ends:
+                after = self._settle(tx, task, outcome, started_at)
+                if after is None:
+                    lost.append(task)
+                elif not after.delete_requested:
+                    settled.append((after, outcome))
+            end_attempts(tx, settled)
+            return lost
+
+        return await self._database.write(settle_all)
 
     async def report(self, progress: Sequence[tuple[Task, Progress]]) -> None:
         """Record how far attempts are; those that are no longer ours are left out."""
@@ -284,22 +297,20 @@ class Store:
             for row in tx.execute(query, (now, BATCH)).fetchall():
                 self._refile(tx, from_row(row), now)
 
-    def _settle(self, tx: Transaction, task: Task, outcome: Outcome, started_at: int | None) -> bool:
+    def _settle(self, tx: Transaction, task: Task, outcome: Outcome, started_at: int | None) -> Task | None:
+        """The task that it leaves (already deleted, if that was requested); None: it is not ours."""
         now = self.now()
         if isinstance(outcome, Completed) and task.status is Status.WORKING:  # by far the most frequent end
             after = rules.settle(task, outcome, now, started_at)
             if complete(tx, task, after):
-                end_attempt(tx, after, outcome)
-                return True
+                return after
         before = held(tx, task)
         if before is None:
-            return False
+            return None
         after = rules.settle(before, outcome, now, started_at)
         if after.delete_requested:
-            return delete(tx, before)
-        end_attempt(tx, after, outcome)
-        save(tx, before, after)
-        return True
+            return after if delete(tx, before) else None
+        return save(tx, before, after)
 
     async def _next_due(self) -> int | None:
         return await self._database.read(lambda db: db.execute(NEXT_DUE).fetchone()[0])

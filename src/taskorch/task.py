@@ -12,6 +12,8 @@ OnServerExit = Literal["survive", "stop"]
 
 
 class Status(StrEnum):
+    __hash__ = str.__hash__  # Enum's own is Python code, and every change is counted by status and priority
+
     WAITING = "waiting"
     WORKING = "working"
     COMPLETED = "completed"
@@ -20,6 +22,8 @@ class Status(StrEnum):
 
 
 class Priority(IntEnum):
+    __hash__ = int.__hash__
+
     LOW = 0
     MEDIUM = 1
     HIGH = 2
