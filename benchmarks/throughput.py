@@ -23,10 +23,11 @@ import anyio
 
 from taskorch.database import open_database
 from taskorch.handlers import Handler
+from taskorch.ids import new_id
 from taskorch.peers import Peers
 from taskorch.rows import COLUMNS, END_ATTEMPT, INSERT, dumps
 from taskorch.schema import PRAGMAS
-from taskorch.store import BEGIN_ATTEMPT, Store, new_id, now_ms
+from taskorch.store import BEGIN_ATTEMPT, Store, now_ms
 from taskorch.task import NewTask
 from taskorch.worker import Worker
 

@@ -19,8 +19,9 @@ from taskorch import rules
 from taskorch import store as module
 from taskorch.database import Database, Transaction, open_database
 from taskorch.errors import Conflict, NotFound, StoreError
+from taskorch.ids import new_id
 from taskorch.rows import COLUMNS, SELECT, from_row, load
-from taskorch.store import Change, Store, new_id
+from taskorch.store import Change, Store
 from taskorch.task import (
     Cancelled,
     Completed,

@@ -5,21 +5,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Self, cast
+from typing import Any, NoReturn, cast
 
 import anyio
-import mcp_types as mt
 from anyio.abc import TaskStatus
 from mcp.server.lowlevel.server import Server
 from mcp.server.stdio import stdio_server
-from mcp.shared._stream_protocols import ReadStream, WriteStream
-from mcp.shared.message import SessionMessage
 
 from taskorch import __version__
+from taskorch.answered import Answers, Asked
 from taskorch.attempt import Kind
 from taskorch.command import Command, Policy
 from taskorch.config import Settings
@@ -38,7 +37,6 @@ from taskorch.worker import Worker
 DAY_MS = 86_400_000
 CANNOT_START = 2
 FLUSH_SECONDS = 0.1
-ANSWER_SECONDS = 0.4  # after the end of stdin, for the answers to what was asked before it
 LAST_RESORT_SECONDS = 1.4  # the SDK's client sends SIGTERM 2.0 s after it has closed our stdin
 
 log = logging.getLogger(__name__)
@@ -135,10 +133,10 @@ async def serve(settings: Settings) -> int:
             async with anyio.create_task_group() as group:
                 await group.start(on_signal)
                 async with running(settings) as app:
-                    asked = _Asked(read)
+                    asked = Asked(read, partial(_arm_last_resort, 0))
                     try:
                         with talk:
-                            await app.server.run(asked, _Answers(write, asked), initialization(app.server))
+                            await app.server.run(asked, Answers(write, asked), initialization(app.server))
                     finally:
                         _arm_last_resort(code)
                 group.cancel_scope.cancel()
@@ -150,83 +148,6 @@ async def serve(settings: Settings) -> int:
         if code:
             leave(code)
     return code
-
-
-class _Stream:
-    """One side of the transport, passed on."""
-
-    def __init__(self, aclose: Callable[[], Awaitable[None]]) -> None:
-        self._aclose = aclose
-
-    async def aclose(self) -> None:
-        await self._aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, exc_type: object, exc_val: object, exc_tb: object) -> None:
-        await self.aclose()
-
-
-class _Asked(_Stream):
-    """What the client sends, its end held back until all of it is answered, for a moment at most.
-
-    At the end of stdin the SDK drops what it has not answered, even answers that wait to be written: to
-    `printf … | taskorch` it would say little.
-    """
-
-    def __init__(self, read: ReadStream[SessionMessage | Exception]) -> None:
-        super().__init__(read.aclose)
-        self._read = read
-        self._open: set[mt.RequestId] = set()
-        self._changed = anyio.Event()
-
-    async def receive(self) -> SessionMessage | Exception:
-        try:
-            item = await self._read.receive()
-        except anyio.EndOfStream:
-            _arm_last_resort(0)
-            with anyio.move_on_after(ANSWER_SECONDS):
-                while self._open:
-                    self._changed = anyio.Event()
-                    await self._changed.wait()
-            raise
-        match item:
-            case SessionMessage(message=mt.JSONRPCRequest(id=request_id, method=method)):
-                if method != "subscriptions/listen":  # it is answered when nobody listens any more
-                    self._open.add(request_id)
-            case SessionMessage(message=mt.JSONRPCNotification(method="notifications/cancelled", params=params)):
-                cancelled = (params or {}).get("requestId")
-                self._open = {request_id for request_id in self._open if request_id != cancelled}
-            case _:
-                pass
-        return item
-
-    def answered(self, request_id: mt.RequestId | None) -> None:
-        if request_id is not None:
-            self._open.discard(request_id)
-            self._changed.set()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> SessionMessage | Exception:
-        try:
-            return await self.receive()
-        except anyio.EndOfStream:
-            raise StopAsyncIteration from None
-
-
-class _Answers(_Stream):
-    def __init__(self, write: WriteStream[SessionMessage], asked: _Asked) -> None:
-        super().__init__(write.aclose)
-        self._write = write
-        self._asked = asked
-
-    async def send(self, item: SessionMessage, /) -> None:
-        await self._write.send(item)
-        if isinstance(message := item.message, mt.JSONRPCResponse | mt.JSONRPCError):
-            self._asked.answered(message.id)
 
 
 def leave(code: int) -> NoReturn:

@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema
 
 from taskorch.errors import InvalidInput, cut, readable, shown
-from taskorch.queries import FULL_ID
+from taskorch.ids import FULL_ID
 from taskorch.replies import iso
 from taskorch.rows import dumps
 

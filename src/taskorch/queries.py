@@ -9,11 +9,10 @@ from typing import Any
 
 from taskorch.database import Database
 from taskorch.errors import InvalidInput, NotFound, shown
+from taskorch.ids import FULL_ID, PREFIX
 from taskorch.rows import BY_ID, SELECT, from_row, load
 from taskorch.task import Priority, Status, Task
 
-FULL_ID = re.compile(r"t[0-9a-hjkmnp-tv-z]{16}")
-PREFIX = re.compile(r"t[0-9a-hjkmnp-tv-z]{5,15}")
 CANDIDATES = 5
 EXACT_COUNTS = 100_000  # beyond so many stored tasks, filtered counts look at the newest so many
 HISTORY_ROWS = 50

@@ -18,7 +18,8 @@ from taskorch import output
 from taskorch.errors import NotFound, StoreError, shown
 from taskorch.health import stats_reply
 from taskorch.history import full_reply
-from taskorch.queries import FULL_ID, Filters
+from taskorch.ids import FULL_ID
+from taskorch.queries import Filters
 from taskorch.replies import clean_text, list_reply, output_reply
 from taskorch.rows import dumps
 from taskorch.service import Service

@@ -170,7 +170,7 @@ def keep_counts(tx: Transaction) -> None:
 
 
 def _fence(before: Task) -> tuple[Any, ...]:
-    return before.seq, before.id, before.status, before.attempt, before.owner
+    return before.seq, before.id, before.status.value, before.attempt, before.owner
 
 
 def _attempt_end(after: Task, outcome: Outcome) -> tuple[Any, ...]:
@@ -216,7 +216,10 @@ def _encode_progress(progress: Progress) -> str:
     return dumps({"value": progress.value, "total": progress.total, "message": progress.message})
 
 
+# sqlite3 asks a value that is not exactly a str or an int how to store it, which is slow: enums become plain here.
 _ENCODERS: dict[str, Callable[[Any], Any]] = {
+    "status": lambda status: status.value,
+    "priority": int,
     "payload": dumps,
     "labels": lambda labels: dumps(labels) if labels else None,
     "error": _encode_error,

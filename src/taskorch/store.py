@@ -3,7 +3,6 @@
 Each change is told to the listeners after its commit, with the rows as they are now.
 """
 
-import secrets
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ import anyio
 from taskorch import rules
 from taskorch.database import Database, Transaction
 from taskorch.errors import StoreError
+from taskorch.ids import new_id
 from taskorch.queries import past_retention
 from taskorch.rows import (
     SELECT,
@@ -41,7 +41,6 @@ Listener = Callable[[Sequence[Change]], None]
 
 FOLLOW_SECONDS = 0.25  # how often to look whether another process has committed
 BATCH = 500  # rows that one transaction promotes or removes at most, so that others get their turn
-ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32
 
 CLAIMED = ("status", "ready", "attempt", "owner", "started_at", "error", "progress", "updated_at", "version")
 READY = f"{SELECT} WHERE ready = 1 AND kind = ? ORDER BY rank DESC, seq LIMIT ?"
@@ -71,12 +70,6 @@ class Peer:
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def new_id() -> str:
-    """`t` and 16 characters of Crockford base32: 80 random bits."""
-    bits = int.from_bytes(secrets.token_bytes(10))
-    return "t" + "".join([ALPHABET[bits >> shift & 31] for shift in range(0, 80, 5)])
 
 
 class Store:

@@ -58,9 +58,6 @@ class Reason(StrEnum):
     DEPENDENCY = "dependency"
 
 
-ENDED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
-
-
 @dataclass(frozen=True, slots=True)
 class Error:
     reason: Reason
@@ -128,7 +125,7 @@ class Task:
 
     @property
     def ended(self) -> bool:
-        return self.status in ENDED
+        return self.finished_at is not None
 
     @property
     def label(self) -> str:
