@@ -4,6 +4,7 @@ python benchmarks/flood.py [--megabytes 100]
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -25,7 +26,11 @@ def rss_bytes(pid: int) -> int:
 
 
 def disk_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a segment that was dropped meanwhile
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 async def main(megabytes: int) -> None:
