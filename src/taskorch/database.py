@@ -119,12 +119,24 @@ class Database:
             return []
 
     def _run(self, tx: Transaction, batch: list[_Write]) -> list[Any]:
-        """On the connection's thread: one BEGIN, each function in its own savepoint, one COMMIT."""
+        """On the connection's thread: one BEGIN, all functions, one COMMIT.
+
+        If one of them is refused, all is undone and done once more, each in a savepoint, which costs two statements.
+        """
+        try:
+            return self._transact(tx, batch, _plainly)
+        except _Refused as refused:
+            if len(batch) > 1:
+                return self._transact(tx, batch, _apart)
+            batch[0].error = _refusal(refused.reason)
+            return []
+
+    def _transact(self, tx: Transaction, batch: list[_Write], each: Callable[[Transaction, _Write], None]) -> list[Any]:
         tx.changed, tx.moved = [], []
         begin(tx, lambda: self._closing)
         try:
             for write in batch:
-                _apply(tx, write)
+                each(tx, write)
             if tx.moved:
                 self.before_commit(tx)
             tx.execute("COMMIT")
@@ -133,6 +145,14 @@ class Database:
                 tx.execute("ROLLBACK")
             raise
         return tx.changed
+
+
+class _Refused(Exception):
+    """A function of a batch raised."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @asynccontextmanager
@@ -178,7 +198,14 @@ def begin(connection: sqlite3.Connection, stopping: Callable[[], bool] = lambda:
         time.sleep(0.001 + 0.004 * random.random())  # on the connection's own thread
 
 
-def _apply(tx: Transaction, write: _Write) -> None:
+def _plainly(tx: Transaction, write: _Write) -> None:
+    try:
+        write.result = write.function(tx)
+    except Exception as error:
+        raise _Refused(error) from error
+
+
+def _apart(tx: Transaction, write: _Write) -> None:
     told, moved = len(tx.changed), len(tx.moved)
     tx.execute("SAVEPOINT one")
     try:
@@ -187,9 +214,13 @@ def _apply(tx: Transaction, write: _Write) -> None:
         if not tx.in_transaction:  # SQLite has rolled back everything: no neighbour can be kept
             raise
         tx.execute("ROLLBACK TO one")
-        write.error = _store_error(error) if isinstance(error, sqlite3.Error) else error
+        write.error = _refusal(error)
         del tx.changed[told:], tx.moved[moved:]
     tx.execute("RELEASE one")
+
+
+def _refusal(error: Exception) -> Exception:
+    return _store_error(error) if isinstance(error, sqlite3.Error) else error
 
 
 def _answer(write: _Write) -> None:

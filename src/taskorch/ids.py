@@ -2,13 +2,13 @@
 
 import re
 import secrets
+from base64 import b32encode
 
-ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32
+_CROCKFORD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789abcdefghjkmnpqrstvwxyz")
 FULL_ID = re.compile(r"t[0-9a-hjkmnp-tv-z]{16}")
 PREFIX = re.compile(r"t[0-9a-hjkmnp-tv-z]{5,15}")
 
 
 def new_id() -> str:
     """`t` and 16 characters of Crockford base32: 80 random bits."""
-    bits = int.from_bytes(secrets.token_bytes(10))
-    return "t" + "".join([ALPHABET[bits >> shift & 31] for shift in range(0, 80, 5)])
+    return "t" + b32encode(secrets.token_bytes(10)).translate(_CROCKFORD).decode()

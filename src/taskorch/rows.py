@@ -95,8 +95,7 @@ def insert(tx: Transaction, task: Task, values: list[Any] | None = None) -> Task
 
 def to_values(task: Task) -> list[Any]:
     """The row of a new task: encoded outside the transaction, which others wait for."""
-    row = task.__dict__
-    values = [row[name] for name in COLUMNS]
+    values = list(task.__dict__.values())  # in the order of COLUMNS: a dataclass's own
     for place, encode in _ENCODED:
         if values[place] is not None:
             values[place] = encode(values[place])
