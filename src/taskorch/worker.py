@@ -184,7 +184,8 @@ class Worker:
         for task_id, task in changes:
             if task is None or task.ended:
                 self._suspects.discard(task_id)
-                self._unwanted = {key for key in self._unwanted if key[0] != task_id}
+                if self._unwanted:
+                    self._unwanted = {key for key in self._unwanted if key[0] != task_id}
             elif task.status is Status.WAITING:
                 if task.ready:
                     self._may_claim()
