@@ -762,7 +762,7 @@ async def test_a_shim_that_does_not_come_up_fails_the_attempt_which_may_be_tried
     pool: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kind = pool.kind()
-    monkeypatch.setattr(kind, "_shim", tmp_path / "missing.py")
+    monkeypatch.setattr(supervised, "compiled_shim", lambda _: tmp_path / "missing.py")
     async with pool.running(1, command=kind):
         task = await pool.backing_off(await pool.command("echo", max_attempts=2))
     assert task.error is not None
@@ -894,8 +894,29 @@ async def test_a_lock_that_no_shim_made_is_nobodys(pool: Commands, make: Callabl
     async with attempt_of(pool) as (kind, attempt, folder):
         make(folder / "shim.lock")
         assert supervised.holder(folder) is None
-        assert await kind.inspect(attempt.task) is Remains.NEVER_BEGUN
-        assert await kind.run(attempt) == Interrupted("it had not begun")
+        certain = (folder / "shim.lock").is_file() and not (folder / "shim.lock").is_symlink()
+        assert await kind.inspect(attempt.task) is (Remains.NEVER_BEGUN if certain else Remains.NOTHING)
+        assert isinstance(await kind.run(attempt), Interrupted if certain else Failed)
+
+
+async def test_a_command_whose_files_are_removed_while_it_runs_is_lost_and_not_run_again(
+    pool: Commands, tmp_path: Path
+) -> None:
+    log = tmp_path / "runs"
+    script = 'echo run >> "$1"; d=$(tr "\\0" " " < /proc/$PPID/cmdline | sed "s/ *$//; s/.* //"); rm -rf "$d"; exit 0'
+    async with pool.serving():
+        task = await pool.ended(await pool.command("sh", "-c", script, "sh", str(log)))
+    assert (task.status, task.attempt) == (Status.FAILED, 1)
+    assert task.error is not None
+    assert task.error.reason is Reason.WORKER_LOST
+    assert log.read_text() == "run\n"
+
+
+async def test_a_supervisor_that_was_stopped_still_ends_its_command_at_the_limit(pool: Commands) -> None:
+    async with pool.serving():
+        task = await pool.ended(await pool.command("sh", "-c", "kill -STOP $PPID; sleep 100", timeout_seconds=0.5))
+        assert pool.alive(task) == []
+    assert failure(task)[1] is Reason.TIMEOUT
 
 
 def test_a_shim_that_this_process_cannot_name_is_sent_no_signal(

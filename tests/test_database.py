@@ -651,8 +651,8 @@ async def test_a_transaction_that_sqlite_itself_undid_is_refused_to_all_who_shar
 
 
 def test_aiosqlite_still_has_the_executor_that_a_transaction_runs_on() -> None:
-    """`database._hop` runs a whole transaction in one hop through these two private names. If this fails, a new
-    version of aiosqlite has renamed them: adapt `_hop`, then raise the bound in pyproject.toml."""
+    """`connection.hop` runs a whole transaction in one hop through these two private names. If this fails, a new
+    version of aiosqlite has renamed them: adapt `hop`, then raise the bound in pyproject.toml."""
     assert callable(aiosqlite.Connection._execute)
     assert isinstance(aiosqlite.Connection._conn, property)
 

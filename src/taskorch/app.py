@@ -128,6 +128,7 @@ async def serve(settings: Settings) -> int:
                 talk.cancel()
 
     async with stdio_server() as (read, write):
+        sys.stdout = sys.stderr  # what a handler prints is no protocol, not even what is flushed at the very end
         # The SDK's reader thread blocks on stdin, and only the end of stdin ends it: every other way out leaves here.
         try:
             async with anyio.create_task_group() as group:
@@ -181,7 +182,7 @@ def _explain(error: BaseException, starting: bool) -> int:
         case TaskError() | OSError() if starting:
             text = str(error)
         case _:
-            text = repr(error)
+            text = f"{type(error).__name__}: {error}"
             log.critical("the server failed", exc_info=error)
     sys.stderr.write(f"taskorch: {'could not start' if starting else 'stopped'}: {text}\n")
     return CANNOT_START if starting else 1

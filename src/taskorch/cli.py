@@ -67,7 +67,7 @@ def serve(
 
 @cli.command()
 def demo() -> None:
-    """Run a dozen tasks through a real server over stdio and show what becomes of them."""
+    """Run thirteen tasks through a real server over stdio and show what becomes of them."""
     from taskorch.demo import run_demo
 
     raise typer.Exit(anyio.run(run_demo))

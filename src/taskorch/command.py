@@ -23,6 +23,7 @@ PASSED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "SHELL", "TERM")
 DENIED = ("LD_", "DYLD_", "PYTHONSTARTUP", "BASH_ENV", "GIT_SSH_COMMAND")  # each runs other code than argv says
 ENV_BYTES = 65_536
 STOP_SECONDS = 0.5  # what an orderly server stop leaves a `stop` command after TERM
+WAKE_SECONDS = 1.0  # after the time limit, how often a supervisor that should be gone is woken
 NEVER_RETRIED = (126, 127)  # not executable, not found: it would fail again
 
 
@@ -109,7 +110,7 @@ class Command:
         self._passed = tuple(filter(None, (name.strip() for name in pass_env.split(","))))
         self._grace_seconds = grace_seconds
         self._start = Path.home() if start == Path("/") else start
-        self._shim = supervised.compiled_shim(folder.parent / "cache")
+        self._cache = folder.parent / "cache"
 
     def check(self, payload: Mapping[str, Any]) -> None:
         """Raise InvalidInput when the payload is malformed or its program may not run here, now."""
@@ -123,7 +124,7 @@ class Command:
         try:
             order = self._order(task)
             _make_folder(folder)
-            shim = await Supervised.start(folder, self._shim)
+            shim = await Supervised.start(folder, supervised.compiled_shim(self._cache))
         except NotAllowed as error:
             return Failed(Reason.NOT_ALLOWED, str(error), retryable=False)
         except InvalidInput as error:
@@ -147,7 +148,7 @@ class Command:
         ended, left = await anyio.to_thread.run_sync(supervised.end_leftovers, task.id, task.attempt)
         if left:
             return Remains.UNKNOWN
-        return Remains.NOTHING if ended or supervised.has_begun(folder) else Remains.NEVER_BEGUN
+        return Remains.NEVER_BEGUN if not ended and supervised.never_begun(folder, ordered=False) else Remains.NOTHING
 
     def attempt_folder(self, task: Task) -> Path:
         return output.attempt_folder(self._folder, task.id, task.attempt)
@@ -186,7 +187,15 @@ class Command:
                         await anyio.sleep(STOP_SECONDS)
                         shim.kill()
 
+            async def wake() -> None:
+                """A supervisor that was stopped keeps no time: let it go on when the limit is long past."""
+                await anyio.sleep(attempt.task.timeout_seconds + self._grace_seconds)
+                while True:
+                    await anyio.sleep(WAKE_SECONDS)
+                    shim.wake()
+
             group.start_soon(steer)
+            group.start_soon(wake)
             await shim.ended()
             group.cancel_scope.cancel()
         return None if let_go else await self._outcome(attempt)
@@ -197,14 +206,15 @@ class Command:
         record = supervised.exit_record(self.attempt_folder(task))
         if record is not None:
             return self._ending(attempt, record)
-        begun = supervised.has_begun(self.attempt_folder(task))
+        never_begun = supervised.never_begun(self.attempt_folder(task), ordered=not attempt.adopted)
         ended, left = await anyio.to_thread.run_sync(supervised.end_leftovers, task.id, task.attempt)
         if left:
             text = f"its supervisor was killed and processes {', '.join(map(str, left))} could not be ended"
             return Failed(Reason.WORKER_LOST, text, retryable=False)
-        if not begun and not ended:
+        if never_begun and not ended:
             return Interrupted("it had not begun")
-        return Failed(Reason.WORKER_LOST, f"its supervisor was killed; {_ended(ended)}")
+        what = "its supervisor was killed" if self.attempt_folder(task).is_dir() else "its files were removed"
+        return Failed(Reason.WORKER_LOST, f"{what}; {_ended(ended)}")
 
     def _ending(self, attempt: Attempt, record: Exit) -> Outcome:
         if not record.tree_gone:
@@ -216,7 +226,9 @@ class Command:
             case "spawn_error":
                 return _spawn_error(record.errno or 0)
             case "cancel" if attempt.ending is not Ending.CANCEL:  # a server that stopped, or a signal to the shim
-                return Failed(Reason.INTERRUPTED, f"the server stopped; {_ended(record.killed)}")
+                stopped = attempt.stopping or attempt.adopted  # by a server that died meanwhile
+                why = "the server stopped" if stopped else "its supervisor was told to end it"
+                return Failed(Reason.INTERRUPTED, f"{why}; {_ended(record.killed)}")
             case "cancel":
                 return Cancelled(f"its process tree was ended; {_ended(record.killed)}")
             case "server_gone":

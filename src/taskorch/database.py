@@ -20,7 +20,8 @@ import aiosqlite
 import anyio
 
 from taskorch import schema
-from taskorch.errors import StoreError, TaskError
+from taskorch.connection import connection, hop, store_error
+from taskorch.errors import StoreError
 
 BUSY_SECONDS = 10.0  # how long a write waits for other processes before it gives up
 T = TypeVar("T")
@@ -53,7 +54,9 @@ class Database:
     `before_commit` runs inside each transaction, last; `on_commit` is called in the event loop with what it changed.
     """
 
-    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
+    def __init__(self, path: Path, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
+        self._path = path
+        self._identity = (path.stat().st_dev, path.stat().st_ino)
         self.before_commit: Callable[[Transaction], None] = _ignore
         self.on_commit: Callable[[list[Any]], None] = _ignore
         self._writer = writer
@@ -77,11 +80,11 @@ class Database:
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run `function` on the read connection, in one hop; it never waits for writers."""
-        return cast(T, await _hop(self._reader, _read, function))
+        return cast(T, await hop(self._reader, _read, function))
 
     async def foreign_version(self) -> int:
         """A number that changes when another process has committed (own commits do not count)."""
-        return await _hop(self._writer, _data_version)
+        return await hop(self._writer, _data_version)
 
     async def serve(self) -> None:
         """The writer: takes all that is queued, commits it together, answers each caller. Ends after `close`."""
@@ -111,9 +114,9 @@ class Database:
 
     async def _commit(self, batch: list[_Write]) -> list[Any]:
         try:
-            return await _hop(self._writer, self._run, batch)
+            return await hop(self._writer, self._run, batch)
         except Exception as error:
-            failure = _store_error(error)
+            failure = store_error(error)
             for write in batch:
                 write.error = failure
             return []
@@ -135,6 +138,7 @@ class Database:
         tx.changed, tx.moved = [], []
         begin(tx, lambda: self._closing)
         try:
+            self._check_place()
             for write in batch:
                 each(tx, write)
             if tx.moved:
@@ -145,6 +149,18 @@ class Database:
                 tx.execute("ROLLBACK")
             raise
         return tx.changed
+
+    def _check_place(self) -> None:
+        """Refuse to write into a file that nobody will find again. Raises StoreError."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != self._identity:
+            raise StoreError(
+                f"The database file {self._path} was removed or replaced while the server runs. Nothing was changed; "
+                "restart the server."
+            )
 
 
 class _Refused(Exception):
@@ -165,11 +181,11 @@ async def open_database(path: Path) -> AsyncGenerator[Database]:
         schema.make_private(path)
     except OSError as error:
         raise StoreError(f"The store cannot be opened: {error}. Name another TASKORCH_STATE_DIR.") from error
-    async with _connection(path) as writer:
-        await _hop(writer, _prepare)
-        async with _connection(path) as reader:
-            await _hop(reader, _prepare_reader)
-            database = Database(writer, reader)
+    async with connection(path, Transaction) as writer:
+        await hop(writer, _prepare)
+        async with connection(path, Transaction) as reader:
+            await hop(reader, _prepare_reader)
+            database = Database(path, writer, reader)
             async with anyio.create_task_group() as group:
                 group.start_soon(database.serve)
                 try:
@@ -220,7 +236,7 @@ def _apart(tx: Transaction, write: _Write) -> None:
 
 
 def _refusal(error: Exception) -> Exception:
-    return _store_error(error) if isinstance(error, sqlite3.Error) else error
+    return store_error(error) if isinstance(error, sqlite3.Error) else error
 
 
 def _answer(write: _Write) -> None:
@@ -230,33 +246,6 @@ def _answer(write: _Write) -> None:
         write.future.set_exception(write.error)
     else:
         write.future.set_result(write.result)
-
-
-async def _hop(connection: aiosqlite.Connection, function: Callable[..., T], *args: Any) -> T:
-    """Run function(raw connection, *args) on the connection's thread. The one use of aiosqlite's private executor.
-
-    Raises StoreError for what SQLite refuses.
-    """
-    run = cast(Any, connection)._execute
-    try:
-        return cast(T, await run(function, connection._conn, *args))  # pyright: ignore[reportPrivateUsage]
-    except sqlite3.Error as error:
-        raise _store_error(error) from error
-
-
-@asynccontextmanager
-async def _connection(path: Path) -> AsyncGenerator[aiosqlite.Connection]:
-    try:
-        connection = await aiosqlite.connect(
-            path, isolation_level=None, timeout=0, cached_statements=256, factory=Transaction
-        )
-    except sqlite3.Error as error:
-        raise _store_error(error) from error
-    try:
-        yield connection
-    finally:
-        with anyio.CancelScope(shield=True):  # its thread is no daemon: left open, the process would never end
-            await connection.close()
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
@@ -307,12 +296,6 @@ def _data_version(connection: sqlite3.Connection) -> int:
 
 def _is_busy(error: sqlite3.OperationalError) -> bool:
     return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-def _store_error(error: BaseException) -> TaskError:
-    if isinstance(error, TaskError):
-        return error
-    return StoreError(f"The store failed: {error}. Nothing was changed; see the server's log and the state folder.")
 
 
 def _ignore(_: Any) -> None:

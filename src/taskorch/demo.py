@@ -1,4 +1,4 @@
-"""`taskorch demo`: a dozen tasks through a real server over stdio, and a check that each came out as announced."""
+"""`taskorch demo`: thirteen tasks through a real server over stdio, and a check that each came out as announced."""
 
 import sys
 import tempfile

@@ -81,10 +81,10 @@ def _sentence(mistake: ErrorDetails, where: str, known: Sequence[str]) -> str:
 
 _SYNONYMS = {"id": "task_id", "ids": "task_ids", "retries": "max_attempts", "args": "payload", "tags": "labels"}
 _LIMITS = {
-    "greater_than": "be greater than {gt}",
-    "greater_than_equal": "be at least {ge}",
-    "less_than": "be less than {lt}",
-    "less_than_equal": "be at most {le}",
+    "greater_than": "be greater than {gt:.15g}",
+    "greater_than_equal": "be at least {ge:.15g}",
+    "less_than": "be less than {lt:.15g}",
+    "less_than_equal": "be at most {le:.15g}",
     "string_too_short": "have {min_length} or more characters",
     "string_too_long": "have at most {max_length} characters",
     "too_short": "have {min_length} or more items",

@@ -117,7 +117,9 @@ class Handler:
             return Failed(Reason.ERROR, "it cancelled itself")
         except NonRetryable as error:
             return Failed(Reason.ERROR, _text(error), retryable=False)
-        except (Exception, SystemExit, BaseExceptionGroup) as error:  # a handler may not end the server
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # whatever it is, a handler may not end the server
             if context.told:
                 return _cut_short(attempt)
             log.warning("task %s attempt %s failed", attempt.task.id, attempt.task.attempt, exc_info=error)

@@ -172,6 +172,8 @@ def retry(task: Task, run_at: int | None, now: int) -> Task:
 
 def edit(task: Task, changes: Mapping[str, Any], expected_version: int | None, now: int) -> Task:
     """Set the given fields of the task where its status allows it, all or nothing. `run_at=None` means at once."""
+    if task.ended:
+        raise Conflict(f"{task.label} is {task.status} and can no longer be changed.{_hint(task)}")
     if expected_version is not None and expected_version != task.version:
         raise Conflict(
             f"{task.label} is at version {task.version}, not {expected_version}: it was changed meanwhile. "
@@ -179,8 +181,6 @@ def edit(task: Task, changes: Mapping[str, Any], expected_version: int | None, n
         )
     allowed = EDITABLE_WAITING if task.status is Status.WAITING else EDITABLE_WORKING
     refused = sorted(set(changes) - allowed)
-    if task.ended:
-        raise Conflict(f"{task.label} is {task.status} and can no longer be changed.{_hint(task)}")
     if refused:
         raise Conflict(
             f"{task.label} is working: {', '.join(refused)} cannot be changed now; "
@@ -191,7 +191,7 @@ def edit(task: Task, changes: Mapping[str, Any], expected_version: int | None, n
     fields = dict(changes)
     if (most := fields.get("max_attempts")) is not None and most + task.interruptions <= task.attempt:
         least = task.attempt - task.interruptions + 1
-        raise Conflict(f"{task.label} has used {least - 1} attempts; max_attempts must be at least {least}.")
+        raise Conflict(f"{task.label} has had {least - 1} start(s); max_attempts must be at least {least}.")
     if "priority" in fields:
         fields["rank"] = int(fields["priority"])
     edited = _move(task, task.status, now, **fields)
@@ -294,7 +294,8 @@ def _cancelled(task: Task, now: int, started_at: int | None, message: str) -> Ta
 def _hint(task: Task) -> str:
     match task.status:
         case Status.WAITING:
-            return f' It has not started yet. See get_task("{task.id}").'
+            state = "has not started yet" if task.attempt == 0 else "waits for its next attempt"
+            return f' It {state}. See get_task("{task.id}").'
         case Status.WORKING:
             return f' Wait for it with wait_for_tasks(["{task.id}"]), or call cancel_task first.'
         case Status.COMPLETED:

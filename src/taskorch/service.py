@@ -9,6 +9,8 @@ import anyio
 import anyio.to_thread
 
 from taskorch import output
+from taskorch.errors import NotFound
+from taskorch.ids import FULL_ID
 from taskorch.queries import Queries
 from taskorch.replies import TAIL_BYTES, WAIT_TAILS, Tail, View
 from taskorch.store import Change, Store
@@ -40,6 +42,24 @@ class Service:
     async def view(self) -> View:
         """What replies need to know of this moment."""
         return View(self.store.now(), await self.queries.runnable())
+
+    async def stored(self, references: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The ids that are meant, each once, and the full ids that are no longer stored.
+
+        Raises NotFound if nothing is left, or for a name that nothing bears.
+        """
+        ids: list[str] = []
+        gone: list[str] = []
+        for reference in dict.fromkeys(references):
+            try:
+                ids.append((await self.queries.resolve(reference)).id)
+            except NotFound:
+                if not FULL_ID.fullmatch(reference) or len(references) == 1:
+                    raise
+                gone.append(reference)
+        if not ids:
+            raise NotFound(f"None of them is stored any more: {', '.join(gone[:5])}. Call list_tasks to see ids.")
+        return list(dict.fromkeys(ids)), gone
 
     async def wait_until(
         self, done: Callable[[Sequence[Task]], bool], task_ids: Sequence[str], seconds: float, tell: Tell

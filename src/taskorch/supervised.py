@@ -130,6 +130,12 @@ class Supervised:
         """End the whole tree now. (To an adopted shim a second TERM means the same.)"""
         self._tell(b"K")
 
+    def wake(self) -> None:
+        """Let a stopped shim go on."""
+        with suppress(OSError):
+            if self._process is not None or (self._pid > 0 and holder(self.folder) == self._pid):
+                os.kill(self._pid, signal.SIGCONT)
+
     async def ended(self) -> None:
         """Return when the shim has exited; its record, if any, is on disk then."""
         if self._pidfd >= 0:
@@ -146,6 +152,7 @@ class Supervised:
         _LET_GO[:] = [process for process in (*_LET_GO, self._process) if process and process.poll() is None]
 
     def _tell(self, command: bytes) -> None:
+        self.wake()
         with suppress(OSError):  # it has ended meanwhile
             if self._pipe >= 0:
                 os.write(self._pipe, command)
@@ -182,11 +189,17 @@ def exit_record(folder: Path) -> Exit | None:
         return None
 
 
-def has_begun(folder: Path) -> bool:
-    """Whether the shim has noted a child, that is, started the command."""
+def never_begun(folder: Path, ordered: bool) -> bool:
+    """Whether it is certain that the command did not start: the shim notes its child before it lets it go.
+
+    `ordered`: the order to start was given, so a lock file must be there to say that nothing came of it. Files that
+    somebody removed prove nothing.
+    """
     try:
         with os.fdopen(_open_own(folder / "shim.lock", os.O_RDONLY), "rb") as file:
-            return len(file.read(RECORD_BYTES).splitlines()) > 1
+            return len(file.read(RECORD_BYTES).splitlines()) == 1
+    except FileNotFoundError:
+        return folder.is_dir() and not ordered
     except OSError:
         return False
 

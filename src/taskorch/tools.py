@@ -125,7 +125,7 @@ async def wait_for_tasks(service: Service, call: Call, a: args.WaitForTasks) -> 
     seconds = a.timeout_seconds
     if "timeout_seconds" in a.model_fields_set:
         _check_wait(service, "timeout_seconds", seconds)
-    ids = list(dict.fromkeys([(await service.queries.resolve(reference)).id for reference in a.task_ids]))
+    ids, gone = await service.stored(a.task_ids)
     until = all if a.until == "all" else any
 
     def done(tasks: Sequence[Task]) -> bool:
@@ -133,7 +133,7 @@ async def wait_for_tasks(service: Service, call: Call, a: args.WaitForTasks) -> 
 
     tasks = await service.wait_until(done, ids, min(seconds, service.wait_cap_seconds), call.tell)
     tails = await service.tails(wait_order(tasks))
-    return wait_reply(tasks, missing(ids, tasks), done(tasks), tails, await service.view())
+    return wait_reply(tasks, gone + missing(ids, tasks), done(tasks), tails, await service.view())
 
 
 async def get_task_output(service: Service, call: Call, a: args.GetTaskOutput) -> Reply:

@@ -1,0 +1,47 @@
+"""aiosqlite, in one place: a connection and its thread, and a function run there in one hop."""
+
+import sqlite3
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import aiosqlite
+import anyio
+
+from taskorch.errors import StoreError, TaskError
+
+T = TypeVar("T")
+
+
+async def hop(opened: aiosqlite.Connection, function: Callable[..., T], *args: Any) -> T:
+    """Run function(raw connection, *args) on the connection's thread. The one use of aiosqlite's private executor.
+
+    Raises StoreError for what SQLite refuses.
+    """
+    run = cast(Any, opened)._execute
+    try:
+        return cast(T, await run(function, opened._conn, *args))  # pyright: ignore[reportPrivateUsage]
+    except sqlite3.Error as error:
+        raise store_error(error) from error
+
+
+@asynccontextmanager
+async def connection(path: Path, factory: type[sqlite3.Connection]) -> AsyncGenerator[aiosqlite.Connection]:
+    """Open a connection with a thread of its own, and close it for certain. Raises StoreError."""
+    try:
+        opened = await aiosqlite.connect(path, isolation_level=None, timeout=0, cached_statements=256, factory=factory)
+    except sqlite3.Error as error:
+        raise store_error(error) from error
+    try:
+        yield opened
+    finally:
+        with anyio.CancelScope(shield=True):  # its thread is no daemon: left open, the process would never end
+            await opened.close()
+
+
+def store_error(error: BaseException) -> TaskError:
+    """What the caller is told of a failure of the file."""
+    if isinstance(error, TaskError):
+        return error
+    return StoreError(f"The store failed: {error}. Nothing was changed; see the server's log and the state folder.")
