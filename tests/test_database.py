@@ -663,3 +663,25 @@ async def test_lookups_of_missing_things_pass_through_as_they_are(database: Data
 
     with pytest.raises(NotFound, match=r"^no such task$"):
         await database.read(missing)
+
+
+@contextmanager
+def moved_away(path: Path, replaced: bool) -> Iterator[None]:
+    away = path.with_suffix(".away")
+    path.rename(away)
+    if replaced:
+        path.touch()
+    yield
+    path.unlink(missing_ok=True)
+    away.rename(path)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_nothing_is_written_into_a_file_that_nobody_will_find_again(
+    notes: Database, path: Path, replaced: bool
+) -> None:
+    await notes.write(put("kept"))
+    with moved_away(path, replaced), pytest.raises(StoreError, match="removed or replaced"):
+        await notes.write(put("lost"))
+    await notes.write(put("again"))
+    assert await notes.read(texts) == ["kept", "again"]

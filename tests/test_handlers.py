@@ -509,3 +509,19 @@ async def test_progress_that_json_cannot_hold_is_the_handlers_mistake(
         await pool.ended(await pool.add("fine"))
     assert task.error is not None
     assert "progress must be finite numbers" in task.error.message
+
+
+@pytest.mark.parametrize("error", [BaseException, KeyboardInterrupt])
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_no_exception_of_a_handler_ends_the_pool(pool: Pool, error: type[BaseException], threaded: bool) -> None:
+    async def breaks(payload: Payload) -> None:
+        raise error("mine")
+
+    def breaks_in_a_thread(payload: Payload) -> None:
+        raise error("mine")
+
+    async with pool.running(1, work=breaks_in_a_thread if threaded else breaks, fine=ok):
+        task = await pool.ended(await pool.add(max_attempts=1))
+        assert task.error is not None
+        assert (task.error.reason, task.error.message) == (Reason.ERROR, f"{error.__name__}: mine")
+        assert (await pool.ended(await pool.add("fine"))).status is Status.COMPLETED
