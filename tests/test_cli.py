@@ -143,7 +143,7 @@ def test_a_handler_module_that_fails_is_shown_with_its_traceback(run: Run, tmp_p
     result = run("--handlers", "broken")
     assert (result.returncode, result.stdout) == (2, "")
     assert "broken.py" in result.stderr
-    assert result.stderr.endswith("taskorch: could not start: SystemExit('not today')\n")
+    assert result.stderr.endswith("taskorch: could not start: SystemExit: not today\n")
 
 
 def test_a_newer_store_is_refused_in_one_line_and_left_as_it_is(run: Run, tmp_path: Path) -> None:
