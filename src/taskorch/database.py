@@ -272,7 +272,7 @@ def _patiently(step: Callable[[], object]) -> None:
         except sqlite3.OperationalError as error:
             if not _is_busy(error) or time.monotonic() > deadline:
                 raise
-        time.sleep(0.005)
+        time.sleep(0.005)  # on the connection's own thread
 
 
 def _prepare_reader(connection: sqlite3.Connection) -> None:
