@@ -22,24 +22,28 @@ from typing import Any
 import anyio
 
 from taskorch.database import open_database
+from taskorch.ends import ATTEMPT_END
 from taskorch.handlers import Handler
 from taskorch.ids import new_id
 from taskorch.peers import Peers
-from taskorch.rows import COLUMNS, END_ATTEMPT, INSERT, dumps
+from taskorch.rows import COLUMNS, dumps
 from taskorch.schema import PRAGMAS
-from taskorch.store import BEGIN_ATTEMPT, Store, now_ms
+from taskorch.store import ATTEMPT_BEGIN, Store, now_ms
 from taskorch.task import NewTask
 from taskorch.worker import Worker
 
 PAYLOAD = {"k": "x" * 191}
 NEW = NewTask("noop", PAYLOAD, 3, 3600.0)
 BATCH = 64
+INSERT = f"INSERT INTO tasks({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 CLAIM = """UPDATE tasks SET status = 'working', ready = 0, attempt = attempt + 1, owner = 1, started_at = :now,
   updated_at = :now, version = version + 1
   WHERE seq IN (SELECT seq FROM tasks WHERE kind = 'noop' AND ready = 1 ORDER BY rank DESC, seq LIMIT :limit)
   RETURNING seq, attempt"""
 SETTLE = """UPDATE tasks SET status = 'completed', owner = NULL, finished_at = ?, updated_at = ?, result = ?,
   version = version + 1 WHERE seq = ? AND status = 'working' AND attempt = ? AND owner = 1"""
+BEGIN_ATTEMPT = f"INSERT INTO attempts({', '.join(ATTEMPT_BEGIN)}) VALUES (?, ?, ?, ?)"
+END_ATTEMPT = f"UPDATE attempts SET {', '.join(f'{name} = ?' for name in ATTEMPT_END)} WHERE task = ? AND attempt = ?"
 
 
 async def noop(payload: dict[str, Any]) -> Any:

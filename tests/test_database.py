@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from taskorch import busy
 from taskorch import database as module
 from taskorch.database import Database, Transaction, open_database
 from taskorch.errors import Conflict, NotFound, StoreError
@@ -187,6 +188,50 @@ async def test_a_write_sees_what_its_neighbours_before_it_wrote(notes: Database)
     assert outcomes["seen"] == ["a"]
 
 
+async def test_items_that_come_together_are_written_by_one_call_and_each_gets_its_result(notes: Database) -> None:
+    calls: list[list[str]] = []
+
+    def put_all(tx: Transaction, items: Sequence[str]) -> list[str]:
+        calls.append(list(items))
+        put(*items)(tx)
+        return [item.upper() for item in items]
+
+    results: dict[str, str] = {}
+
+    async def one(item: str) -> None:
+        results[item] = await notes.write_together(put_all, item)
+
+    async with together(notes) as group:
+        for item in "abc":
+            group.start_soon(one, item)
+    assert calls == [["a", "b", "c"]]
+    assert results == {"a": "A", "b": "B", "c": "C"}
+    assert await notes.read(texts) == ["a", "b", "c"]
+
+
+async def test_an_item_that_is_refused_costs_its_neighbours_nothing(notes: Database) -> None:
+    def put_all(tx: Transaction, items: Sequence[str]) -> list[None]:
+        for item in items:
+            put(item)(tx)
+            if item == "bad":
+                raise Conflict("no")
+        return [None] * len(items)
+
+    outcomes: dict[str, Any] = {}
+
+    async def one(item: str) -> None:
+        try:
+            outcomes[item] = await notes.write_together(put_all, item)
+        except Conflict as error:
+            outcomes[item] = str(error)
+
+    async with together(notes) as group:
+        for item in ("a", "bad", "b"):
+            group.start_soon(one, item)
+    assert outcomes == {"a": None, "bad": "no", "b": None}
+    assert await notes.read(texts) == ["a", "b"]
+
+
 async def test_a_mistake_in_a_transaction_does_not_end_the_writer(notes: Database) -> None:
     with pytest.raises(ZeroDivisionError):
         await notes.write(lambda tx: (put("half")(tx), 1 / 0))
@@ -218,7 +263,7 @@ async def test_a_cancelled_caller_leaves_no_transaction_open(notes: Database, pa
         nonlocal theirs
         with raw(path) as other:
             while not stop.is_set():
-                module.begin(other)
+                busy.begin(other)
                 other.execute("INSERT INTO notes VALUES (?)", (f"theirs {theirs}",))
                 other.execute("COMMIT")
                 theirs += 1
@@ -316,7 +361,7 @@ async def test_a_write_waits_until_another_process_releases_the_lock(notes: Data
 async def test_a_write_says_so_when_the_lock_is_held_too_long_and_later_ones_work(
     notes: Database, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(busy, "BUSY_SECONDS", 0.05)
     with locked(path), anyio.fail_after(5), pytest.raises(StoreError, match=r"busy.*Nothing was changed"):
         await notes.write(put("a"))
     await notes.write(put("b"))

@@ -20,7 +20,7 @@ LINES = 320  # a file that outgrows this has found its seam
 
 RULES = {"errors", "task", "rules"}
 RUNNING = {"attempt", "worker", "settler", "handlers", "command", "supervised", "peers", "housekeeping", "output"}
-STORE = {"ids", "schema", "connection", "database", "rows", "store", "queries"}
+STORE = {"ids", "schema", "busy", "connection", "database", "bulk", "rows", "ends", "store", "queries"}
 MCP = {"answered", "arguments", "tools", "service", "replies", "history", "health", "server", "resources"}
 FRONT = {"__init__", "__main__", "app", "cli", "config", "demo", "shim"}
 STARTS_WORK = {"worker", "handlers", "command", "supervised"}

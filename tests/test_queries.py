@@ -17,7 +17,7 @@ from taskorch import rules
 from taskorch.database import Database, open_database
 from taskorch.errors import InvalidInput, NotFound
 from taskorch.queries import Filters, Page, Queries
-from taskorch.rows import insert
+from taskorch.rows import insert_all, to_values
 from taskorch.store import Store
 from taskorch.task import Cancelled, Completed, Failed, NewTask, Priority, Reason, Status, Task
 
@@ -41,7 +41,8 @@ async def with_id(database: Database, clock: Clock, task_id: str, name: str | No
 
     def add(tx: Any) -> Task:
         (seq,) = tx.execute("SELECT coalesce(max(seq), 0) + 1 FROM tasks").fetchone()
-        return insert(tx, rules.create(new(name), seq=seq, task_id=task_id, now=clock.now))
+        task = rules.create(new(name), seq=seq, task_id=task_id, now=clock.now)
+        return insert_all(tx, [(task, to_values(task))])[0]
 
     return await database.write(add)
 

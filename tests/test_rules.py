@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from taskorch import rules
 from taskorch.database import Transaction
 from taskorch.errors import Conflict
-from taskorch.rows import insert, load, save
+from taskorch.rows import insert_all, load, save, to_values
 from taskorch.task import (
     Cancelled,
     Completed,
@@ -513,7 +513,7 @@ class AnyMoves:
         wishes = {"run_at": self.when(run_at), "expires_at": self.when(expires_at), "max_attempts": max_attempts}
         self.task = waiting(**wishes)
         self.check_task(self.task)
-        self.task = insert(tx, self.task)
+        self.task = insert_all(tx, [(self.task, to_values(self.task))])[0]
 
     def when(self, offset: int | None) -> int | None:
         return None if offset is None else self.clock.now + offset

@@ -34,7 +34,7 @@ from mcp import Client, StdioServerParameters
 from mcp.shared.exceptions import MCPError
 from mcp_types import ResourceTemplateReference
 
-from taskorch import __version__, database
+from taskorch import __version__, busy
 from taskorch.app import App, running
 from taskorch.arguments import schema
 from taskorch.errors import StoreError
@@ -326,7 +326,7 @@ async def test_all_servers_on_the_store_are_counted(client: Client, tmp_path: Pa
 async def test_a_store_that_cannot_be_written_is_called_degraded(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(busy, "BUSY_SECONDS", 0.2)
     other = sqlite3.connect(tmp_path / "state" / "taskorch.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
 

@@ -13,9 +13,8 @@ from fakes import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskorch import database as database_module
+from taskorch import busy, rules
 from taskorch import queries as queries_module
-from taskorch import rules
 from taskorch import store as module
 from taskorch.database import Database, Transaction, open_database
 from taskorch.errors import Conflict, NotFound, StoreError
@@ -489,6 +488,40 @@ async def test_a_worker_whose_task_was_adopted_cannot_settle(
     assert await other.settle(adopted, Completed("good"))
 
 
+async def test_ends_that_come_together_are_each_fenced_by_themselves(
+    store: Store, other: Store, me: int, peer: int, database: Database
+) -> None:
+    for name in ("plain", "adopted", "edited", "cancelled", "deleted", "failed", "none"):
+        await store.add(new(name))
+    plain, adopted, edited, cancelled, deleted, failed, none = await claim(store, me, 7)
+    await other.adopt(adopted, peer)
+    await other.edit(edited.id, {"labels": ("new",)}, None, "x")
+    await other.cancel(cancelled.id, "", "x")
+    await other.delete(deleted.id, True, "x")
+    done = [(task, Completed({"of": task.name}), None) for task in (plain, adopted, edited, cancelled, deleted)]
+    lost = await store.settle_all([*done, (failed, FINAL, None), (none, Completed(), None)])
+    assert names(lost) == ["adopted"]
+    now = [await get(database, task) for task in (plain, edited, cancelled, failed, none)]
+    assert [str(task.status) for task in now] == ["completed", "completed", "completed", "failed", "completed"]
+    assert [task.result for task in now] == [{"of": "plain"}, {"of": "edited"}, {"of": "cancelled"}, None, None]
+    assert now[1].labels == ("new",)
+    assert await rows(database, "SELECT status FROM tasks WHERE id = ?", adopted.id) == [("working",)]
+    assert await rows(database, "SELECT 1 FROM tasks WHERE id = ?", deleted.id) == []
+    outcomes = "SELECT outcome, count(*) FROM attempts GROUP BY outcome ORDER BY outcome"
+    assert await rows(database, outcomes) == [(None, 1), ("completed", 4), ("failed", 1)]
+    counts = "SELECT status, sum(tasks) FROM counts GROUP BY status HAVING sum(tasks) ORDER BY status"
+    assert await rows(database, counts) == [("completed", 4), ("failed", 1), ("working", 1)]
+
+
+async def test_an_end_written_in_one_statement_is_what_the_rules_say(
+    store: Store, me: int, database: Database, clock: Clock
+) -> None:
+    task = await start(store, me, labels=("a",))
+    clock.now += 5
+    assert await store.settle(task, Completed([1], "[1]"), task.started_at)
+    assert await get(database, task) == rules.settle(task, Completed([1]), clock.now, task.started_at)
+
+
 async def test_a_task_that_has_gone_cannot_be_settled_or_adopted(store: Store, me: int, peer: int) -> None:
     task = await start(store, me)
     await store.delete(task.id, True, "x")
@@ -921,7 +954,7 @@ async def test_a_store_that_fails_for_a_moment_does_not_end_the_following(
 async def test_a_probe_says_whether_the_store_can_be_written(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(busy, "BUSY_SECONDS", 0.01)
     await store.probe()
     elsewhere = sqlite3.connect(path, isolation_level=None)
     elsewhere.execute("BEGIN IMMEDIATE")

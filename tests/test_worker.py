@@ -11,8 +11,7 @@ import pytest
 from fakes import Clock
 from pools import Gate, Loose, Payload, Pool, Told, broken, log_lines, ok, other_process, write_lock
 
-from taskorch import database as database_module
-from taskorch import handlers, rules, settler, worker
+from taskorch import busy, handlers, rules, settler, worker
 from taskorch.attempt import Attempt, Ending, Remains
 from taskorch.database import Database
 from taskorch.errors import NonRetryable
@@ -588,7 +587,7 @@ async def test_a_server_torn_down_gives_back_what_it_ran(pool: Pool, gate: Gate)
 async def test_an_end_that_cannot_be_stored_is_stored_later(
     pool: Pool, gate: Gate, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(busy, "BUSY_SECONDS", 0.05)
     monkeypatch.setattr(worker, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(settler, "RETRY_SECONDS", 0.05)
     async with pool.running(1, work=gate.kind):
@@ -606,7 +605,7 @@ async def test_an_end_that_cannot_be_stored_is_stored_later(
 async def test_claiming_goes_on_when_the_store_is_free_again(
     pool: Pool, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(busy, "BUSY_SECONDS", 0.05)
     monkeypatch.setattr(worker, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(settler, "RETRY_SECONDS", 0.05)
     loose = Loose()

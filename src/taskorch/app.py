@@ -37,6 +37,7 @@ from taskorch.worker import Worker
 DAY_MS = 86_400_000
 CANNOT_START = 2
 FLUSH_SECONDS = 0.1
+SWITCH_SECONDS = 0.0005  # the store waits so long at each statement while handlers compute, instead of 5 ms
 LAST_RESORT_SECONDS = 1.4  # the SDK's client sends SIGTERM 2.0 s after it has closed our stdin
 
 log = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ async def serve(settings: Settings) -> int:
     Everything is settled, given back or let go within 1.5 s of either; a second signal leaves at once. What keeps the
     server from starting is said in one line.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
     code, app = 0, None
     talk = anyio.CancelScope()
 

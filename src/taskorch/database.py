@@ -6,10 +6,8 @@ BEGIN and COMMIT, so a cancelled caller cannot leave a transaction open, and cal
 
 import asyncio
 import logging
-import random
 import sqlite3
-import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +18,12 @@ import aiosqlite
 import anyio
 
 from taskorch import schema
+from taskorch.busy import begin, patiently
 from taskorch.connection import connection, hop, store_error
 from taskorch.errors import StoreError
 
-BUSY_SECONDS = 10.0  # how long a write waits for other processes before it gives up
 T = TypeVar("T")
+Item = TypeVar("Item")
 log = logging.getLogger(__name__)
 
 
@@ -42,7 +41,8 @@ class Transaction(sqlite3.Connection):
 
 @dataclass(slots=True)
 class _Write:
-    function: Callable[[Transaction], Any]
+    function: Callable[..., Any]
+    items: tuple[Any, ...]  # of a write that goes together with others of its function: one
     future: asyncio.Future[Any]
     result: Any = None
     error: BaseException | None = None
@@ -71,10 +71,20 @@ class Database:
         What it raises undoes its own changes alone and is raised here. A cancelled caller does not withdraw it: the
         change may be made or not, but never half. Raises StoreError when the file is busy for 10 s, full or broken.
         """
+        return await self._put(function)
+
+    async def write_together(self, function: Callable[[Transaction, Sequence[Item]], Sequence[T]], item: Item) -> T:
+        """Like `write`; the function gets the items of all callers that come together, and gives a result for each.
+
+        If it raises, it is called again with each item by itself.
+        """
+        return await self._put(function, item)
+
+    async def _put(self, function: Callable[..., Any], *items: Any) -> Any:
         if self._closing:
             raise StoreError("The store is closing. Nothing was changed; call again when the server runs.")
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Write(function, future))
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Write(function, items, future))
         self._bell.set()
         return await future
 
@@ -127,20 +137,21 @@ class Database:
         If one of them is refused, all is undone and done once more, each in a savepoint, which costs two statements.
         """
         try:
-            return self._transact(tx, batch, _plainly)
+            return self._transact(tx, batch, _all)
         except _Refused as refused:
             if len(batch) > 1:
-                return self._transact(tx, batch, _apart)
+                return self._transact(tx, batch, _each)
             batch[0].error = _refusal(refused.reason)
             return []
 
-    def _transact(self, tx: Transaction, batch: list[_Write], each: Callable[[Transaction, _Write], None]) -> list[Any]:
+    def _transact(
+        self, tx: Transaction, batch: list[_Write], do: Callable[[Transaction, list[_Write]], None]
+    ) -> list[Any]:
         tx.changed, tx.moved = [], []
         begin(tx, lambda: self._closing)
         try:
             self._check_place()
-            for write in batch:
-                each(tx, write)
+            do(tx, batch)
             if tx.moved:
                 self.before_commit(tx)
             tx.execute("COMMIT")
@@ -194,45 +205,37 @@ async def open_database(path: Path) -> AsyncGenerator[Database]:
                     database.close()
 
 
-def begin(connection: sqlite3.Connection, stopping: Callable[[], bool] = lambda: False) -> None:
-    """BEGIN IMMEDIATE with a flat, jittered retry; SQLite's own back-off starves one of several writers.
-
-    Raises StoreError after 10 s, or as soon as `stopping` says so.
-    """
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            return
-        except sqlite3.OperationalError as error:
-            if not _is_busy(error):
-                raise
-        if stopping() or time.monotonic() > deadline:
-            raise StoreError(
-                "The store is busy: another process holds its write lock. Nothing was changed; call again in a moment."
-            )
-        time.sleep(0.001 + 0.004 * random.random())  # on the connection's own thread
-
-
-def _plainly(tx: Transaction, write: _Write) -> None:
+def _all(tx: Transaction, batch: list[_Write]) -> None:
+    """Once for each function that callers share. Raises _Refused."""
+    shared: dict[Callable[..., Any], list[_Write]] = {}
     try:
-        write.result = write.function(tx)
+        for write in batch:
+            if write.items:
+                shared.setdefault(write.function, []).append(write)
+            else:
+                write.result = write.function(tx)
+        for function, writes in shared.items():
+            results = function(tx, [item for write in writes for item in write.items])
+            for write, result in zip(writes, results, strict=True):
+                write.result = result
     except Exception as error:
         raise _Refused(error) from error
 
 
-def _apart(tx: Transaction, write: _Write) -> None:
-    told, moved = len(tx.changed), len(tx.moved)
-    tx.execute("SAVEPOINT one")
-    try:
-        write.result = write.function(tx)
-    except Exception as error:
-        if not tx.in_transaction:  # SQLite has rolled back everything: no neighbour can be kept
-            raise
-        tx.execute("ROLLBACK TO one")
-        write.error = _refusal(error)
-        del tx.changed[told:], tx.moved[moved:]
-    tx.execute("RELEASE one")
+def _each(tx: Transaction, batch: list[_Write]) -> None:
+    """Each for itself: what one raises undoes its own changes alone."""
+    for write in batch:
+        told, moved = len(tx.changed), len(tx.moved)
+        tx.execute("SAVEPOINT one")
+        try:
+            write.result = write.function(tx, write.items)[0] if write.items else write.function(tx)
+        except Exception as error:
+            if not tx.in_transaction:  # SQLite has rolled back everything: no neighbour can be kept
+                raise
+            tx.execute("ROLLBACK TO one")
+            write.error = _refusal(error)
+            del tx.changed[told:], tx.moved[moved:]
+        tx.execute("RELEASE one")
 
 
 def _refusal(error: Exception) -> Exception:
@@ -249,9 +252,9 @@ def _answer(write: _Write) -> None:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    _patiently(lambda: schema.refuse_newer(connection))
+    patiently(lambda: schema.refuse_newer(connection))
     for pragma in schema.PRAGMAS:
-        _patiently(partial(connection.execute, f"PRAGMA {pragma}"))
+        patiently(partial(connection.execute, f"PRAGMA {pragma}"))
     begin(connection)
     try:
         schema.migrate(connection)
@@ -260,19 +263,6 @@ def _prepare(connection: sqlite3.Connection) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-
-
-def _patiently(step: Callable[[], object]) -> None:
-    """Take a step of opening the file again while another server that opens it, too, holds its lock."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            step()
-            return
-        except sqlite3.OperationalError as error:
-            if not _is_busy(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(0.005)  # on the connection's own thread
 
 
 def _prepare_reader(connection: sqlite3.Connection) -> None:
@@ -292,10 +282,6 @@ def _read(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection
 
 def _data_version(connection: sqlite3.Connection) -> int:
     return connection.execute("PRAGMA data_version").fetchone()[0]
-
-
-def _is_busy(error: sqlite3.OperationalError) -> bool:
-    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _ignore(_: Any) -> None:

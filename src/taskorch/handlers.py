@@ -198,14 +198,17 @@ def _completed(result: Any) -> Outcome:
     if isinstance(result, BaseModel):
         result = result.model_dump(mode="json")
     try:
-        size, depth = len(dumps(result).encode()), _depth(result)
+        text = dumps(result)
+        size = len(text) if text.isascii() else len(text.encode())
+        brackets = text.count("[") + text.count("{")
+        depth = _depth(result) if brackets > RESULT_DEPTH else brackets
     except (TypeError, ValueError, RecursionError) as error:
         return Failed(Reason.ERROR, f"its result is not JSON: {error}", retryable=False)
     if size > RESULT_BYTES:
         return Failed(Reason.ERROR, f"its result has {size} bytes; at most {RESULT_BYTES} are kept", retryable=False)
     if depth > RESULT_DEPTH:
         return Failed(Reason.ERROR, f"its result is nested more than {RESULT_DEPTH} levels deep", retryable=False)
-    return Completed(result)
+    return Completed(result, text)
 
 
 def _depth(value: Any) -> int:

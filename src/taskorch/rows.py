@@ -7,23 +7,19 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from taskorch import bulk
 from taskorch.database import Transaction
 from taskorch.errors import NotFound
 from taskorch.rules import with_values
-from taskorch.task import Completed, Error, Failed, Outcome, Priority, Progress, Reason, Status, Task
+from taskorch.task import Error, Priority, Progress, Reason, Status, Task
 
 COLUMNS = tuple(Task.__dataclass_fields__)
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM tasks"
 BY_SEQ = f"{SELECT} WHERE seq = ? AND id = ?"
 BY_ID = f"{SELECT} WHERE id = ?"
-INSERT = f"INSERT INTO tasks({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
-COMPLETE = """UPDATE tasks SET status = 'completed', owner = NULL, result = ?, progress = NULL, started_at = ?,
-  finished_at = ?, updated_at = ?, version = ?
-  WHERE seq = ? AND id = ? AND attempt = ? AND version = ? AND owner = ? AND status = 'working'"""
+FENCE = ("seq", "id", "status", "attempt", "owner")  # what must still be as the writer last saw it
 DELETE = "DELETE FROM tasks WHERE seq = ? AND id = ? AND version = ?"
 COUNT = "UPDATE counts SET tasks = tasks + ? WHERE status = ? AND priority = ?"
-END_ATTEMPT = """UPDATE attempts SET started_at = ?, ended_at = ?, outcome = ?, reason = ?, message = ?, exit_code = ?
-  WHERE task = ? AND attempt = ?"""
 NOTE = "INSERT INTO events(task, at, event, by, detail) VALUES (?, ?, ?, ?, ?)"
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -36,7 +32,7 @@ def dumps(value: Any) -> str:
     return _ENCODER.encode(value)
 
 
-def from_row(row: tuple[Any, ...]) -> Task:
+def from_row(row: Sequence[Any]) -> Task:
     task = object.__new__(Task)
     values = task.__dict__  # as in rules.with_values: a copy in one step
     values.update(zip(COLUMNS, row, strict=True))
@@ -74,31 +70,15 @@ def held(tx: Transaction, task: Task) -> Task | None:
     return now if same else None
 
 
-def complete(tx: Transaction, task: Task, after: Task) -> bool:
-    """Write the most frequent end without loading the row; False when anything changed since the claim (but progress).
-
-    `task` is the row as claimed: the fence and its version say that it still is so. Its attempt's row is not written.
-    """
-    values = (dumps(after.result), after.started_at, after.finished_at, after.updated_at, after.version)
-    fence = (task.seq, task.id, task.attempt, task.version, task.owner)
-    if tx.execute(COMPLETE, (*values, *fence)).rowcount != 1:
-        return False
-    changed(tx, task, after)
-    return True
-
-
-def insert(tx: Transaction, task: Task, values: list[Any] | None = None) -> Task:
-    """Store a new task; with `seq` 0 it gets the next place in the order of arrival. `values`: encoded beforehand."""
-    seq = tx.execute(INSERT, to_values(task) if values is None else values).lastrowid
-    return changed(tx, None, with_values(task, seq=seq))
+def insert_all(tx: Transaction, new: Sequence[tuple[Task, list[Any]]]) -> list[Task]:
+    """Store new tasks, each with its encoded row; those with `seq` 0 get the next places in the order of arrival."""
+    places = bulk.insert(tx, "tasks", COLUMNS, [values for _, values in new])
+    return [changed(tx, None, with_values(task, seq=seq)) for (task, _), seq in zip(new, places, strict=True)]
 
 
 def to_values(task: Task) -> list[Any]:
     """The row of a new task: encoded outside the transaction, which others wait for."""
-    values = list(task.__dict__.values())  # in the order of COLUMNS: a dataclass's own
-    for place, encode in _ENCODED:
-        if values[place] is not None:
-            values[place] = encode(values[place])
+    values = _encoded(task, COLUMNS)
     values[0] = task.seq or None
     return values
 
@@ -113,20 +93,15 @@ def save(tx: Transaction, before: Task, after: Task) -> Task:
     names = tuple(name for name in COLUMNS if new[name] is not old[name])
     if after.status is Status.COMPLETED and before.status is not Status.COMPLETED and "result" not in names:
         names += ("result",)  # None is a result too
-    if names:
-        values = [_encode(name, new[name], after.status) for name in names]
-        if tx.execute(_update(names), (*values, *_fence(before))).rowcount != 1:
-            raise NotFound(f"Task {before.label} was changed by another server. Read it again with get_task.")
+    if names and bulk.update(tx, "tasks", names, FENCE, [(*_encoded(after, names), *fence(before))]) != 1:
+        raise NotFound(f"Task {before.label} was changed by another server. Read it again with get_task.")
     return changed(tx, before, after)
 
 
 def save_all(tx: Transaction, moves: Sequence[tuple[Task, Task]], names: tuple[str, ...]) -> None:
     """Save many moves of one sort, whose rows this transaction has read: `names` are the columns that it changes."""
-    values = [
-        (*(_encode(name, after.__dict__[name], after.status) for name in names), *_fence(before))
-        for before, after in moves
-    ]
-    tx.executemany(_update(names), values)
+    rows = [(*_encoded(after, names), *fence(before)) for before, after in moves]
+    bulk.update(tx, "tasks", names, FENCE, rows)
     for before, after in moves:
         changed(tx, before, after)
 
@@ -147,11 +122,6 @@ def delete(tx: Transaction, task: Task) -> bool:
     return removed
 
 
-def end_attempts(tx: Transaction, ends: Sequence[tuple[Task, Outcome]]) -> None:
-    """Write the ends of attempts that have just been settled, leaving those tasks, into their rows."""
-    tx.executemany(END_ATTEMPT, [_attempt_end(after, outcome) for after, outcome in ends])
-
-
 def note(tx: Transaction, task: Task, event: str, by: str, detail: str | None = None) -> None:
     """Record a change that is neither a start nor an end: who made it and why."""
     tx.execute(NOTE, (task.seq, task.updated_at, event, by, detail))
@@ -168,42 +138,25 @@ def keep_counts(tx: Transaction) -> None:
     tx.executemany(COUNT, [(n, status, priority) for (status, priority), n in deltas.items() if n])
 
 
-def _fence(before: Task) -> tuple[Any, ...]:
+def fence(before: Task) -> tuple[Any, ...]:
     return before.seq, before.id, before.status.value, before.attempt, before.owner
 
 
-def _attempt_end(after: Task, outcome: Outcome) -> tuple[Any, ...]:
-    """What the attempt's row gets to say, and which one it is."""
-    ended = after.finished_at or after.updated_at
-    return after.started_at, ended, *_how(after, outcome), after.seq, after.attempt
-
-
-def _how(after: Task, outcome: Outcome) -> tuple[str, str | None, str | None, int | None]:
-    """The outcome's name, reason, message, exit code."""
-    match outcome:
-        case Completed():
-            return "completed", None, None, None
-        case _ if after.status is Status.CANCELLED:
-            error = after.error
-            return "cancelled", Reason.USER, error.message if error else None, None
-        case Failed(reason, message, exit_code):
-            return "failed", reason, message, exit_code
-        case _:
-            return "interrupted", Reason.INTERRUPTED, outcome.message, None
+def _encoded(task: Task, names: tuple[str, ...]) -> list[Any]:
+    """The values of these columns as SQLite takes them."""
+    held = task.__dict__
+    values = [held[name] for name in names]
+    for place, encode in _encoders(names):
+        if values[place] is not None:
+            values[place] = encode(values[place])
+    if task.status is Status.COMPLETED and task.result is None and "result" in names:
+        values[names.index("result")] = "null"  # a handler may well return None: that is a result
+    return values
 
 
 @cache
-def _update(names: tuple[str, ...]) -> str:
-    # Only names of dataclass fields come in here, never a caller's text.
-    sets = ", ".join(f"{name} = ?" for name in names)
-    return f"UPDATE tasks SET {sets} WHERE seq = ? AND id = ? AND status = ? AND attempt = ? AND owner IS ?"
-
-
-def _encode(name: str, value: Any, status: Status) -> Any:
-    if name == "result":  # a handler may well return None: JSON null, not "no result"
-        return dumps(value) if status is Status.COMPLETED else None
-    encoder = _ENCODERS.get(name)
-    return encoder(value) if encoder is not None and value is not None else value
+def _encoders(names: tuple[str, ...]) -> list[tuple[int, Callable[[Any], Any]]]:
+    return [(place, _ENCODERS[name]) for place, name in enumerate(names) if name in _ENCODERS]
 
 
 def _encode_error(error: Error) -> str:
@@ -220,8 +173,8 @@ _ENCODERS: dict[str, Callable[[Any], Any]] = {
     "status": lambda status: status.value,
     "priority": int,
     "payload": dumps,
+    "result": dumps,
     "labels": lambda labels: dumps(labels) if labels else None,
     "error": _encode_error,
     "progress": _encode_progress,
 }
-_ENCODED = [(COLUMNS.index(name), encode) for name, encode in _ENCODERS.items()]

@@ -54,7 +54,6 @@ def create(new: NewTask, *, seq: int, task_id: str, now: int) -> Task:
         payload=new.payload,
         priority=new.priority,
         rank=int(new.priority),
-        ready=False,
         max_attempts=new.max_attempts,
         timeout_seconds=new.timeout_seconds,
         on_server_exit=new.on_server_exit,
@@ -198,12 +197,13 @@ def edit(task: Task, changes: Mapping[str, Any], expected_version: int | None, n
     timed = "run_at" in fields or "expires_at" in fields
     if timed and edited.run_at and edited.expires_at and edited.expires_at <= edited.run_at:
         raise Conflict(f"{task.label} would expire before it may start. Set expires_at after run_at.")
-    return with_values(edited, ready=may_run(edited, now)) if task.status is Status.WAITING else edited
+    return file(edited, now) if task.status is Status.WAITING else edited
 
 
 def file(task: Task, now: int) -> Task:
     """Enter or leave the ready index. Not a change that anybody sees: version and updated_at stay."""
-    return with_values(task, ready=may_run(task, now))
+    ready = may_run(task, now)
+    return task if task.ready is ready else with_values(task, ready=ready)
 
 
 def report(task: Task, progress: Progress, now: int) -> Task:
@@ -283,7 +283,7 @@ def _wait(task: Task, now: int, *, run_at: int | None, error: Error | None, **ch
         error=error,
         **changes,
     )
-    return with_values(waiting, ready=may_run(waiting, now))
+    return file(waiting, now)
 
 
 def _cancelled(task: Task, now: int, started_at: int | None, message: str) -> Task:

@@ -6,13 +6,14 @@ from collections.abc import Callable
 import anyio
 import anyio.lowlevel
 
+from taskorch.ends import End
 from taskorch.errors import StoreError
-from taskorch.store import End, Store
+from taskorch.store import Store
 from taskorch.task import Failed, Outcome, Reason, Task
 
 LOST = "task %s attempt %s is no longer ours; its end is dropped"
 MOST = 64  # so many ends may wait for their commit; the slots wait then
-YIELD = 8  # let them be written at least after so many, also when handlers never wait for anything
+YIELD = 8
 RETRY_SECONDS = 1.0  # pause after the store failed
 
 log = logging.getLogger(__name__)

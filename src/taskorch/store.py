@@ -12,20 +12,20 @@ from typing import Any
 
 import anyio
 
-from taskorch import rules
+from taskorch import bulk, rules
 from taskorch.database import Database, Transaction
+from taskorch.ends import End, settle
 from taskorch.errors import StoreError
 from taskorch.ids import new_id
 from taskorch.queries import past_retention
 from taskorch.rows import (
+    COLUMNS,
     SELECT,
-    complete,
     delete,
     dumps,
-    end_attempts,
     from_row,
     held,
-    insert,
+    insert_all,
     keep_counts,
     load,
     note,
@@ -33,10 +33,9 @@ from taskorch.rows import (
     save_all,
     to_values,
 )
-from taskorch.task import Completed, NewTask, Outcome, Progress, Status, Task
+from taskorch.task import NewTask, Outcome, Progress, Task
 
 Change = tuple[str, Task | None]  # a task's id, and its row after the commit; None: deleted
-End = tuple[Task, Outcome, int | None]  # the task as claimed, how its attempt ended, when it really began (ms)
 Listener = Callable[[Sequence[Change]], None]
 
 FOLLOW_SECONDS = 0.25  # how often to look whether another process has committed
@@ -53,7 +52,7 @@ HELD_BY = f"{SELECT} WHERE status = 'working' AND owner = ?"
 OTHERS = """SELECT id, uuid, pid FROM servers WHERE id <> ?
   UNION SELECT owner, '', 0 FROM tasks WHERE status = 'working' AND owner NOT IN (SELECT id FROM servers)"""
 HAS = "SELECT 1 FROM tasks WHERE id = ?"
-BEGIN_ATTEMPT = "INSERT INTO attempts(task, attempt, owner, started_at) VALUES (?, ?, ?, ?)"
+ATTEMPT_BEGIN = ("task", "attempt", "owner", "started_at")
 REGISTER = "INSERT INTO servers(uuid, pid, started_at, version, kinds) VALUES (?, ?, ?, ?, ?) RETURNING id"
 LEAVE = """DELETE FROM servers
   WHERE id = ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE status = 'working' AND owner = servers.id)"""
@@ -108,8 +107,7 @@ class Store:
     async def add(self, new: NewTask) -> Task:
         """Store a new task; on disk when this returns."""
         task = rules.create(new, seq=0, task_id=new_id(), now=self.now())
-        values = to_values(task)
-        return await self._database.write(lambda tx: insert(tx, task, values))
+        return await self._database.write_together(insert_all, (task, to_values(task)))
 
     async def edit(self, task_id: str, changes: Mapping[str, Any], expected_version: int | None, by: str) -> Task:
         def edit(tx: Transaction) -> Task:
@@ -176,7 +174,8 @@ class Store:
                 if len(claimed) < free or (len(claimed) < free + kinds[task.kind] and rules.starts_left(task) > 1):
                     claimed.append((task, rules.claim(task, owner, now)))
             save_all(tx, claimed, CLAIMED)
-            tx.executemany(BEGIN_ATTEMPT, [(task.seq, task.attempt, owner, now) for _, task in claimed])
+            starts = [(task.seq, task.attempt, owner, now) for _, task in claimed]
+            bulk.insert(tx, "attempts", ATTEMPT_BEGIN, starts)
             return [task for _, task in claimed]
 
         return await self._database.write(claim)
@@ -187,20 +186,7 @@ class Store:
 
     async def settle_all(self, ends: Sequence[End]) -> list[Task]:
         """Record how attempts ended, in one transaction; those no longer ours are left as they are."""
-
-        def settle_all(tx: Transaction) -> list[Task]:
-            lost: list[Task] = []
-            settled: list[tuple[Task, Outcome]] = []
-            for task, outcome, started_at in ends:
-                after = self._settle(tx, task, outcome, started_at)
-                if after is None:
-                    lost.append(task)
-                elif not after.delete_requested:
-                    settled.append((after, outcome))
-            end_attempts(tx, settled)
-            return lost
-
-        return await self._database.write(settle_all)
+        return await self._database.write(partial(settle, ends=ends, clock=self.now))
 
     async def report(self, progress: Sequence[tuple[Task, Progress]]) -> None:
         """Record how far attempts are; those that are no longer ours are left out."""
@@ -270,7 +256,7 @@ class Store:
     def _runnable(self, tx: Transaction, kind: str, limit: int, now: int) -> list[Task]:
         """The best ready tasks of a kind. Those that may not run after all leave the index, for others behind them."""
         while True:
-            found = [from_row(row) for row in tx.execute(READY, (kind, limit))]
+            found = [from_row(row) for row in bulk.select(tx, COLUMNS, READY, (kind, limit))]
             stale = [task for task in found if not rules.may_run(task, now)]
             if not stale:
                 return found
@@ -289,21 +275,6 @@ class Store:
         for query in (EXPIRED, DUE):
             for row in tx.execute(query, (now, BATCH)).fetchall():
                 self._refile(tx, from_row(row), now)
-
-    def _settle(self, tx: Transaction, task: Task, outcome: Outcome, started_at: int | None) -> Task | None:
-        """The task that it leaves (already deleted, if that was requested); None: it is not ours."""
-        now = self.now()
-        if isinstance(outcome, Completed) and task.status is Status.WORKING:  # by far the most frequent end
-            after = rules.settle(task, outcome, now, started_at)
-            if complete(tx, task, after):
-                return after
-        before = held(tx, task)
-        if before is None:
-            return None
-        after = rules.settle(before, outcome, now, started_at)
-        if after.delete_requested:
-            return after if delete(tx, before) else None
-        return save(tx, before, after)
 
     async def _next_due(self) -> int | None:
         return await self._database.read(lambda db: db.execute(NEXT_DUE).fetchone()[0])

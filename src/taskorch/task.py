@@ -172,7 +172,10 @@ BLANK = Task(
 
 @dataclass(frozen=True, slots=True)
 class Completed:
+    """The work is done; `text` is the result as JSON, where it has been made already."""
+
     result: Any = None
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
