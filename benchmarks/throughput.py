@@ -4,6 +4,7 @@
 
 Everything with synchronous=FULL. "raw" is the standard library's sqlite3 in one thread with our schema: one row a
 commit for creates; for the drain, batches of 64 claimed and settled in one commit, task and attempt rows both.
+"busy loop" is the same while something else computes in the event loop all the time, a millisecond at a turn.
 DIR must be on a real disk. Rounds are interleaved; the medians and the ratios within a round are printed.
 """
 
@@ -13,6 +14,7 @@ import os
 import platform
 import sqlite3
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -20,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
+from taskorch.app import SWITCH_SECONDS
 from taskorch.database import open_database
 from taskorch.ends import ATTEMPT_END
 from taskorch.handlers import Handler
@@ -149,6 +153,23 @@ def raw_drain(folder: Path, tasks: int) -> float:
     return rate
 
 
+async def compute() -> None:
+    """Keep the event loop busy."""
+    while True:
+        until = time.perf_counter() + 0.001
+        while time.perf_counter() < until:
+            pass
+        await anyio.lowlevel.checkpoint()
+
+
+async def beside(load: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[float]]) -> float:
+    async with anyio.create_task_group() as group:
+        group.start_soon(load)
+        rate = await work()
+        group.cancel_scope.cancel()
+    return rate
+
+
 async def with_store(folder: Path, use: Callable[[Store], Awaitable[Any]]) -> Any:
     async with open_database(folder / "taskorch.db") as database:
         return await use(Store(database))
@@ -164,9 +185,13 @@ async def one_round(parent: Path, tasks: int, slots: int, seconds: float) -> dic
             rates[f"create, {callers} callers"] = await with_store(
                 folder, lambda store, n=callers: create(store, n, seconds)
             )
+        rates["create, 64 callers, busy loop"] = await with_store(
+            folder, lambda store: beside(compute, lambda: create(store, 64, seconds))
+        )
     for name_of, run in (
         ("raw drain, 64 a commit", None),
         (f"drain, {slots} slots", drain),
+        (f"drain, {slots} slots, busy loop", lambda *given: beside(compute, lambda: drain(*given))),
     ):
         with tempfile.TemporaryDirectory(dir=parent) as name:
             folder = Path(name)
@@ -186,6 +211,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--folder", type=Path, default=Path.cwd())
     options = parser.parse_args()
+    sys.setswitchinterval(SWITCH_SECONDS)  # as the server does
     rounds = [
         anyio.run(one_round, options.folder, options.tasks, options.slots, options.seconds)
         for _ in range(options.rounds)
