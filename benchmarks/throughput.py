@@ -25,6 +25,7 @@ import anyio
 import anyio.lowlevel
 
 from taskorch.app import SWITCH_SECONDS
+from taskorch.claims import ATTEMPT_BEGIN
 from taskorch.database import open_database
 from taskorch.ends import ATTEMPT_END
 from taskorch.handlers import Handler
@@ -32,7 +33,7 @@ from taskorch.ids import new_id
 from taskorch.peers import Peers
 from taskorch.rows import COLUMNS, dumps
 from taskorch.schema import PRAGMAS
-from taskorch.store import ATTEMPT_BEGIN, Store, now_ms
+from taskorch.store import Store, now_ms
 from taskorch.task import NewTask
 from taskorch.worker import Worker
 

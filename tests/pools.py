@@ -33,12 +33,14 @@ class Pool:
         self.folder = folder
 
     @asynccontextmanager
-    async def running(self, slots: int = 2, *, others: Any = None, **kinds: Any) -> AsyncIterator[Worker]:
+    async def running(
+        self, slots: int = 2, *, others: Any = None, room: Callable[[], bool] = lambda: True, **kinds: Any
+    ) -> AsyncIterator[Worker]:
         """A worker with handlers (functions or kinds) until the block ends; then it has stopped in good order."""
         known = {name: kind if hasattr(kind, "run") else Handler(kind) for name, kind in kinds.items()}
         with Peers(self.folder / "servers") as peers:
             owner = await self.store.register(peers.uuid, os.getpid(), "0", sorted(known))
-            pool = Worker(self.store, peers, owner, known, slots, others)
+            pool = Worker(self.store, peers, owner, known, slots, others, room)
             with anyio.fail_after(10):
                 async with anyio.create_task_group() as group:
                     await group.start(pool.run)

@@ -18,9 +18,10 @@ from pools import Payload, Pool, ok, other_process
 
 from taskorch import supervised
 from taskorch.attempt import Attempt, Ending, Remains
-from taskorch.command import Command, Policy
+from taskorch.command import Command
 from taskorch.errors import InvalidInput
 from taskorch.peers import Peers
+from taskorch.policy import Policy
 from taskorch.queries import Queries
 from taskorch.store import Store
 from taskorch.supervised import Supervised
@@ -34,7 +35,8 @@ TREE = "sleep 60 & setsid sleep 60 & trap '' TERM; echo up; sleep 60; sleep 60"
 
 SERVER = """
 import anyio, os, pathlib, sys
-from taskorch.command import Command, Policy
+from taskorch.command import Command
+from taskorch.policy import Policy
 from taskorch.database import open_database
 from taskorch.peers import Peers
 from taskorch.store import Store
@@ -688,6 +690,29 @@ async def test_a_server_that_lost_its_command_lets_go_and_signals_nothing(pool: 
         group.cancel_scope.cancel()
     assert pool.output(task) == b"up\ndone\n"
     assert (await pool.get(task)).owner == stranger
+
+
+async def test_the_end_of_a_frozen_server_s_command_is_taken_in_and_what_runs_is_left(
+    pool: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskorch.worker.HUNG_SECONDS", 0.2)
+    monkeypatch.setattr("taskorch.worker.SILENT_SECONDS", 0.1)
+    monkeypatch.setattr("taskorch.worker.TICK_SECONDS", 0.01)
+    monkeypatch.setattr(Peers, "silent_seconds", lambda *_: 1.0)
+    with Peers(pool.folder / "servers") as frozen:  # alive, and doing nothing
+        owner = await pool.store.register(frozen.uuid, os.getpid(), "0", ["command"])
+        ended, running = await pool.command("true"), await pool.command("sleep", "60")
+        claimed = {task.id: task for task in await pool.store.claim(owner, {"command": 0}, 2)}
+        folder = pool.attempt_folder(claimed[ended.id])
+        folder.mkdir(parents=True)
+        record = {"why": "exit", "code": 0, "signal": None, "errno": None, "tree_gone": True, "killed": 0, "bytes": 0}
+        (folder / "exit.json").write_text(json.dumps(record))
+        (folder / "exit.json").chmod(0o600)
+        async with pool.serving() as worker:
+            assert (await pool.ended(ended)).status is Status.COMPLETED
+            assert worker.silent == {os.getpid(): 1.0}
+            left = await pool.get(running)
+        assert (left.status, left.owner) == (Status.WORKING, owner)
 
 
 # The shim is killed.

@@ -4,13 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from taskorch.peers import Peers
+from taskorch import machine
+from taskorch import peers as module
+from taskorch.errors import StoreError
+from taskorch.peers import BEAT_SECONDS, COUNTER_AT, Peers, read, refuse_foreign
 
 SERVER = """
 import os, pathlib, sys, time
@@ -152,3 +157,97 @@ def test_files_are_for_their_owner_only_whatever_the_umask(tmp_path: Path) -> No
 def test_every_start_has_a_new_identity(tmp_path: Path) -> None:
     peers = [Peers(tmp_path) for _ in range(3)]
     assert len({peer.uuid for peer in peers}) == 3
+
+
+def noted(folder: Path, name: str, *, boot: str, computer: str, beats: int = 1) -> Path:
+    """The file of a server that is not under way here."""
+    path = folder / f"{name}.lock"
+    path.write_bytes(f"7 {boot} {computer}\n".encode().ljust(COUNTER_AT, b"\0") + beats.to_bytes(8, "little"))
+    return path
+
+
+def test_a_server_says_where_it_runs_and_counts_up(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        path = tmp_path / f"{server.uuid}.lock"
+        first = read(path)
+        assert first and (first.pid, first.boot, first.machine) == (
+            server.process.pid,
+            machine.boot_id(),
+            machine.machine_id(),
+        )
+        deadline = time.monotonic() + 5
+        while (now := read(path)) and now.beats < first.beats + 2:
+            assert time.monotonic() < deadline
+            time.sleep(BEAT_SECONDS / 5)
+
+
+def test_a_server_of_an_earlier_boot_is_dead_whatever_its_lock_says(peers: Peers, tmp_path: Path) -> None:
+    noted(tmp_path, "earlier", boot="another", computer=machine.machine_id())
+    assert peers.is_dead("earlier")
+
+
+def test_a_server_on_another_machine_is_dead_only_when_its_counter_has_stood_still_for_long(tmp_path: Path) -> None:
+    peers = Peers(tmp_path, tick_seconds=20)
+    noted(tmp_path, "foreign", boot="another", computer="elsewhere")
+    assert [peers.is_dead("foreign") for _ in range(3)] == [False, False, False]
+    noted(tmp_path, "foreign", boot="another", computer="elsewhere", beats=2)  # it moves
+    assert [peers.is_dead("foreign") for _ in range(4)] == [False, False, False, True]
+
+
+def test_a_folder_that_another_machine_works_on_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def beat(_: float) -> None:
+        noted(tmp_path, "foreign", boot="another", computer="elsewhere", beats=2)
+
+    noted(tmp_path, "foreign", boot="another", computer="elsewhere")
+    noted(tmp_path, "earlier", boot="another", computer=machine.machine_id())
+    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    refuse_foreign(tmp_path)  # it does not move: left behind
+    monkeypatch.setattr(module.time, "sleep", beat)
+    with pytest.raises(StoreError, match=r"another machine \(pid 7 there, machine elsewhere\).*TASKORCH_STATE_DIR"):
+        refuse_foreign(tmp_path)
+
+
+def test_a_frozen_server_is_silent_and_not_dead(peers: Peers, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        os.kill(server.process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, server.process.pid, os.WSTOPPED | os.WNOWAIT)
+        assert not any(peers.is_dead(server.uuid) for _ in range(9))
+        assert peers.silent_seconds(server.uuid) == 8 * BEAT_SECONDS
+        os.kill(server.process.pid, signal.SIGCONT)
+        deadline = time.monotonic() + 5
+        while peers.silent_seconds(server.uuid):
+            assert time.monotonic() < deadline and not peers.is_dead(server.uuid)
+
+
+def test_a_server_whose_file_was_removed_is_alive_while_its_process_is(peers: Peers, tmp_path: Path) -> None:
+    before = time.time_ns() // 1_000_000
+    with serving(tmp_path) as server:
+        (tmp_path / f"{server.uuid}.lock").unlink()
+        now = time.time_ns() // 1_000_000
+        assert not peers.is_dead(server.uuid, server.process.pid, now)
+        assert peers.is_dead(server.uuid, server.process.pid, before - 5_000)  # the number belongs to a later process
+        server.kill()
+        assert peers.is_dead(server.uuid, server.process.pid, now)
+
+
+def test_files_of_servers_that_nobody_knows_are_swept(peers: Peers, tmp_path: Path) -> None:
+    old = noted(tmp_path, "old", boot=machine.boot_id() or "-", computer=machine.machine_id())
+    known = noted(tmp_path, "known", boot=machine.boot_id() or "-", computer=machine.machine_id())
+    young = noted(tmp_path, "young", boot=machine.boot_id() or "-", computer=machine.machine_id())
+    for path in (old, known):
+        os.utime(path, (0, 0))
+    with serving(tmp_path) as server:
+        living = tmp_path / f"{server.uuid}.lock"
+        os.kill(server.process.pid, signal.SIGSTOP)  # or its next beat would make it young
+        os.waitid(os.P_PID, server.process.pid, os.WSTOPPED | os.WNOWAIT)
+        os.utime(living, (0, 0))
+        peers.sweep({"known"})
+        assert not old.exists()
+        assert known.exists() and young.exists() and living.exists()
+        os.kill(server.process.pid, signal.SIGCONT)
+
+
+def test_the_heartbeat_ends_with_the_server(tmp_path: Path) -> None:
+    with Peers(tmp_path):
+        assert any(thread.name == "taskorch-heartbeat" for thread in threading.enumerate())
+    assert not any(thread.name == "taskorch-heartbeat" for thread in threading.enumerate())

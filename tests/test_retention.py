@@ -10,7 +10,7 @@ import pytest
 from fakes import Clock
 
 from taskorch import housekeeping
-from taskorch import store as module
+from taskorch import queries as module
 from taskorch.database import Database, open_database
 from taskorch.errors import StoreError
 from taskorch.housekeeping import Housekeeper
@@ -114,7 +114,7 @@ async def test_what_counts_is_when_a_task_ended(store: Store, database: Database
 async def test_old_tasks_are_found_among_many_in_batches(
     store: Store, database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "WALK", 4)
     for n in range(10):
         await ended(store, Completed(), f"old {n}")
         await store.add(new(f"live {n}"))
@@ -129,7 +129,7 @@ async def test_an_old_failure_behind_young_rows_goes_when_failures_are_kept_shor
     store: Store, database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The walk ends at rows that no cutoff can reach, whichever of the two settings is the longer."""
-    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(module, "WALK", 2)
     for n in range(6):
         await ended(store, FINAL, f"failed {n}")
         await ended(store, Completed(), f"completed {n}")
@@ -254,3 +254,28 @@ async def test_a_store_that_fails_does_not_end_the_housekeeping(
             await recovered.wait()
         group.cancel_scope.cancel()
     assert "the store is busy" in caplog.text
+
+
+async def test_output_over_its_quota_goes_oldest_ended_first_and_live_output_stays(
+    store: Store, folder: Path, clock: Clock
+) -> None:
+    owner = await store.register("me", 1, "1", ["echo"])
+    for _ in range(4):
+        await store.add(NewTask("echo", {}, 3, 60.0))
+    tasks = await store.claim(owner, {"echo": 0}, 4)
+    for task in tasks:
+        (folder / task.id / "1").mkdir(parents=True)
+        (folder / task.id / "1" / "output").write_bytes(b"x" * 1000)
+    second, first, third, live = tasks
+    for task in (first, second, third):
+        clock.advance(1)
+        assert await store.settle(task, Completed())
+
+    async def left(most_bytes: int) -> set[str]:
+        keep = {"keep_ms": KEEP[0], "keep_failed_ms": KEEP[1], "interval_seconds": 3600}
+        await Housekeeper(store, folder, **keep, most_bytes=most_bytes).keep_quota()
+        return set(os.listdir(folder))
+
+    assert await left(4000) == {task.id for task in tasks}
+    assert await left(2500) == {third.id, live.id}
+    assert await left(1) == {live.id}

@@ -13,7 +13,7 @@ from fakes import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskorch import busy, rules
+from taskorch import busy, claims, rules
 from taskorch import queries as queries_module
 from taskorch import store as module
 from taskorch.database import Database, Transaction, open_database
@@ -248,11 +248,11 @@ def test_an_attempt_has_an_end_and_an_outcome_or_neither(table: sqlite3.Connecti
 @pytest.mark.parametrize(
     ("sql", "index"),
     [
-        (module.READY, "tasks_ready"),
-        (module.DUE, "tasks_due"),
-        (module.EXPIRED, "tasks_expiring"),
+        (claims.READY, "tasks_ready"),
+        (claims.DUE, "tasks_due"),
+        (claims.EXPIRED, "tasks_expiring"),
         (module.HELD_BY, "tasks_working"),
-        (module.NEXT_DUE, "tasks_due"),
+        (claims.NEXT_DUE, "tasks_due"),
         (module.OTHERS, "tasks_working"),
         (queries_module.BY_NAME, "tasks_name"),
         (queries_module.BY_PREFIX, "tasks_id"),
@@ -267,7 +267,7 @@ def test_a_frequent_question_is_answered_from_its_index(table: sqlite3.Connectio
 
 
 def test_ready_tasks_come_from_their_index_in_order_without_sorting(table: sqlite3.Connection) -> None:
-    steps = [step for *_, step in table.execute(f"EXPLAIN QUERY PLAN {module.READY}", ("echo", 1))]
+    steps = [step for *_, step in table.execute(f"EXPLAIN QUERY PLAN {claims.READY}", ("echo", 1))]
     assert steps == ["SEARCH tasks USING INDEX tasks_ready (kind=?)"]
 
 
@@ -457,6 +457,21 @@ async def test_two_servers_never_claim_the_same_task(store: Store, other: Store,
                 group.start_soon(work, store, me)
                 group.start_soon(work, other, peer)
     assert len(taken) == len(set(taken)) == 200
+
+
+# How many
+
+
+async def test_no_more_tasks_than_the_limit_may_wait_or_work(database: Database, clock: Clock) -> None:
+    store = Store(database, clock, most_live=3)
+    me = await store.register("me", 1, "1", ["echo"])
+    tasks = [await store.add(new()) for _ in range(3)]
+    with pytest.raises(Conflict, match=r"3 tasks wait or work already; at most 3 may \(TASKORCH_MAX_LIVE_TASKS\)"):
+        await store.add(new())
+    assert await rows(database, "SELECT count(*) FROM tasks") == [(3,)]
+    (working,) = await claim(store, me)
+    assert await store.settle(working, Completed())
+    assert (await store.add(new("room again"))).seq > tasks[-1].seq
 
 
 # The fence
@@ -685,6 +700,24 @@ async def test_promoting_tells_when_the_next_task_is_due(store: Store, clock: Cl
         assert await store.promote() is None
 
 
+async def test_a_clock_that_was_set_back_strands_no_retry(
+    store: Store, other: Store, me: int, clock: Clock, database: Database
+) -> None:
+    task = await start(store, me)
+    assert await store.settle(task, Failed(Reason.ERROR, "once"))
+    wait = (await get(database, task)).run_at - clock.now  # type: ignore[operator]
+    far = await store.add(new("far", run_at=clock.now + 86_400_000))
+    clock.now -= 3_600_000
+    assert await other.promote() == clock.now + wait  # a server that starts
+    assert (await get(database, task)).run_at == clock.now + wait
+    assert (await get(database, far)).run_at == far.run_at  # what a client asked for stays
+    clock.now -= 3_600_000
+    assert await other.promote() == clock.now + wait  # one that runs
+    clock.now += wait
+    await other.promote()
+    assert (await get(database, task)).ready
+
+
 async def test_paused_tasks_are_not_due_but_expire(store: Store, clock: Clock, database: Database) -> None:
     task = await store.add(new(run_at=clock.now + 1000, expires_at=clock.now + 5000))
     await store.edit(task.id, {"paused": True}, None, "x")
@@ -709,7 +742,7 @@ async def test_a_task_of_an_unknown_kind_expires_too(store: Store, clock: Clock,
 async def test_more_due_tasks_than_one_batch_are_all_let_in(
     store: Store, clock: Clock, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCH", 3)
+    monkeypatch.setattr(claims, "BATCH", 3)
     async with anyio.create_task_group() as group:
         for _ in range(10):
             group.start_soon(store.add, new(run_at=clock.now + 1000))

@@ -11,17 +11,17 @@ import pytest
 from fakes import Clock
 from pools import Gate, Loose, Payload, Pool, Told, broken, log_lines, ok, other_process, write_lock
 
-from taskorch import busy, handlers, rules, settler, worker
+from taskorch import busy, handlers, pace, rules, settler, worker
 from taskorch.attempt import Attempt, Ending, Remains
 from taskorch.database import Database
 from taskorch.errors import NonRetryable
 from taskorch.handlers import Context
+from taskorch.pace import AHEAD_MOST
 from taskorch.peers import Peers
 from taskorch.queries import Queries
 from taskorch.rules import phase
 from taskorch.store import Store
 from taskorch.task import Completed, Outcome, Phase, Priority, Reason, Status, Task
-from taskorch.worker import AHEAD_MOST
 
 
 @pytest.fixture
@@ -419,7 +419,7 @@ async def test_last_starts_and_work_outside_the_process_are_never_claimed_ahead(
 
 
 async def test_long_tasks_are_never_claimed_ahead(pool: Pool, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "AHEAD_RUN_SECONDS", 0.0)  # so that every task is long
+    monkeypatch.setattr(pace, "AHEAD_RUN_SECONDS", 0.0)  # so that every task is long
     async with blocked(pool, gate):
         tasks = [await pool.add("short") for _ in range(5)]
         await anyio.wait_all_tasks_blocked()
@@ -616,6 +616,19 @@ async def test_claiming_goes_on_when_the_store_is_free_again(
         with write_lock(tmp_path):
             loose.open.set()
             await told.line("could not claim")
+        assert (await pool.ended(task)).status is Status.COMPLETED
+
+
+async def test_nothing_is_claimed_while_the_disk_is_nearly_full(
+    pool: Pool, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "RETRY_SECONDS", 0.01)
+    full = True
+    async with pool.running(1, work=ok, room=lambda: not full):
+        task = await pool.add()
+        await told.line("the disk is nearly full")
+        assert (await pool.get(task)).status is Status.WAITING
+        full = False
         assert (await pool.ended(task)).status is Status.COMPLETED
 
 

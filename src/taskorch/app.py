@@ -13,20 +13,24 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskStatus
 from mcp.server.lowlevel.server import Server
 from mcp.server.stdio import stdio_server
 
-from taskorch import __version__
+from taskorch import __version__, parent
 from taskorch.answered import Answers, Asked
 from taskorch.attempt import Kind
-from taskorch.command import Command, Policy
+from taskorch.bell import Bell
+from taskorch.command import Command
 from taskorch.config import Settings
 from taskorch.database import open_database
 from taskorch.errors import TaskError
 from taskorch.handlers import load_handlers
 from taskorch.housekeeping import Housekeeper
-from taskorch.peers import Peers
+from taskorch.peers import Peers, nobody_lives, refuse_foreign
+from taskorch.place import free_bytes
+from taskorch.policy import Policy
 from taskorch.queries import Queries
 from taskorch.resources import Resources
 from taskorch.server import build_server, initialization
@@ -36,6 +40,7 @@ from taskorch.worker import Worker
 
 DAY_MS = 86_400_000
 CANNOT_START = 2
+LEAST_FREE_BYTES = 50 << 20
 FLUSH_SECONDS = 0.1
 SWITCH_SECONDS = 0.0005  # the store waits so long at each statement while handlers compute, instead of 5 ms
 LAST_RESORT_SECONDS = 1.4  # the SDK's client sends SIGTERM 2.0 s after it has closed our stdin
@@ -66,11 +71,14 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
     command.max_attempts = settings.command_max_attempts
     handlers: dict[str, Kind] = {**load_handlers(settings.handlers, settings.handler_max_attempts)}
     claimable = handlers | ({"command": command} if command.policy.allows_any else {})
-    async with open_database(state / "taskorch.db") as database:
-        store = Store(database)
-        with Peers(state / "servers") as peers:
+    await anyio.to_thread.run_sync(refuse_foreign, state / "servers")
+    alone = partial(nobody_lives, state / "servers")
+    async with open_database(state / "taskorch.db", alone, settings.allow_network_state) as database:
+        store = Store(database, most_live=settings.max_live_tasks)
+        with Peers(state / "servers") as peers, Bell(peers.folder, peers.uuid, store) as bell:
+            room = partial(_has_room, state)
             owner = await store.register(peers.uuid, os.getpid(), __version__, sorted(claimable))
-            worker = Worker(store, peers, owner, claimable, settings.concurrency, {"command": command})
+            worker = Worker(store, peers, owner, claimable, settings.concurrency, {"command": command}, room)
             service = Service(
                 store=store,
                 queries=Queries(database),
@@ -82,6 +90,7 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
                 timeout_seconds=settings.timeout_seconds,
                 on_server_exit=settings.on_server_exit,
                 wait_cap_seconds=settings.wait_cap_seconds,
+                silent=lambda: worker.silent,
             )
             resources = Resources(service)
             housekeeper = Housekeeper(
@@ -90,9 +99,11 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
                 keep_ms=round(settings.keep_days * DAY_MS),
                 keep_failed_ms=round(settings.keep_failed_days * DAY_MS),
                 interval_seconds=settings.cleanup_interval_seconds,
+                most_bytes=settings.output_quota_bytes,
             )
+            peers.sweep({peer.uuid for peer in await store.others(owner)})
             async with anyio.create_task_group() as group:
-                for loop in (store.follow_others, resources.run, housekeeper.run):
+                for loop in (partial(store.follow_others, bell.rung), bell.run, resources.run, housekeeper.run):
                     group.start_soon(loop)
                 app = App(service, worker, build_server(service, resources))
                 try:
@@ -106,6 +117,11 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
                     with anyio.CancelScope(shield=True):
                         await store.leave(owner)
                 group.cancel_scope.cancel()
+
+
+def _has_room(state: Path) -> bool:
+    """Whether the disk has enough left to start a task: what it writes must not keep others from being settled."""
+    return free_bytes(state) >= LEAST_FREE_BYTES
 
 
 async def serve(settings: Settings) -> int:
@@ -129,12 +145,19 @@ async def serve(settings: Settings) -> int:
                 _arm_last_resort(code)
                 talk.cancel()
 
+    async def on_orphaned() -> None:
+        await parent.gone()
+        log.warning("the process that started this server is gone: leaving")
+        _arm_last_resort(0)
+        talk.cancel()
+
     async with stdio_server() as (read, write):
         sys.stdout = sys.stderr  # what a handler prints is no protocol, not even what is flushed at the very end
         # The SDK's reader thread blocks on stdin, and only the end of stdin ends it: every other way out leaves here.
         try:
             async with anyio.create_task_group() as group:
                 await group.start(on_signal)
+                group.start_soon(on_orphaned)
                 async with running(settings) as app:
                     asked = Asked(read, partial(_arm_last_resort, 0))
                     try:
@@ -148,7 +171,7 @@ async def serve(settings: Settings) -> int:
             leave(0)
         except BaseException as error:
             leave(_explain(error, starting=app is None))
-        if code:
+        if code or talk.cancel_called:
             leave(code)
     return code
 

@@ -80,6 +80,10 @@ class Kind(TaskKind, Protocol):
         """Do the work. None: it goes on without us (let go), so nothing is settled."""
         ...
 
+    def has_ended(self, task: Task) -> bool:
+        """Whether it has left its end on record, whoever owns it."""
+        ...
+
     async def inspect(self, task: Task) -> Remains:
         """What is left of an attempt whose server died."""
         ...

@@ -1,5 +1,6 @@
 """The command line. Without a subcommand it serves MCP over stdio. What needs the MCP SDK imports it when it runs."""
 
+import json
 import logging
 import os
 import sys
@@ -14,8 +15,9 @@ from pydantic import ValidationError
 
 from taskorch import __version__
 from taskorch.config import PREFIX, Settings, config_file, load_settings, unknown_keys, unknown_variables
-from taskorch.errors import readable
+from taskorch.errors import StoreError, readable
 
+FAILED = 1
 USAGE = 2  # exit code for what the caller can mend
 
 HINT = """\
@@ -23,6 +25,7 @@ taskorch is an MCP server: a host (Claude Desktop, Claude Code, the MCP Inspecto
 stdin, so there is nothing to type here.
 
   taskorch demo      see it at work
+  taskorch doctor    what may be wrong on this machine, and how to mend it
   taskorch --help    options and settings
 
 To use it from a host, add this to its MCP configuration:
@@ -33,10 +36,13 @@ To use it from a host, add this to its MCP configuration:
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
+StateDir = Annotated[Path | None, typer.Option(help="Where database, output and locks are kept.")]
+
+
 @cli.callback(invoke_without_command=True)
 def serve(
     context: typer.Context,
-    state_dir: Annotated[Path | None, typer.Option(help="Where database, output and locks are kept.")] = None,
+    state_dir: StateDir = None,
     concurrency: Annotated[int | None, typer.Option(help="How many tasks run at once in this process.")] = None,
     allow_commands: Annotated[
         str | None, typer.Option(help="Programs that commands may run, comma-separated; * allows every program.")
@@ -51,9 +57,10 @@ def serve(
     if version:
         typer.echo(f"taskorch {__version__}")
         return
+    flags = {"state_dir": state_dir, "concurrency": concurrency, "allow_commands": allow_commands, "handlers": handlers}
+    context.obj = flags
     if context.invoked_subcommand is not None:
         return
-    flags = {"state_dir": state_dir, "concurrency": concurrency, "allow_commands": allow_commands, "handlers": handlers}
     settings = _settings(flags)
     if sys.platform == "win32":
         _refuse("taskorch does not run on Windows yet: use Linux, macOS or WSL.")
@@ -71,6 +78,41 @@ def demo() -> None:
     from taskorch.demo import run_demo
 
     raise typer.Exit(anyio.run(run_demo))
+
+
+@cli.command()
+def doctor(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Look for what may be wrong and say how to mend it; changes nothing. Exit code 1 if something must be mended."""
+    from taskorch import doctor as examination
+
+    folder, checks = examination.diagnose(_flags(context, state_dir))
+    if as_json:
+        typer.echo(json.dumps(examination.facts(folder, checks), indent=2))
+    else:
+        typer.echo("\n".join(examination.report(folder, checks)))
+    raise typer.Exit(0 if examination.is_healthy(checks) else FAILED)
+
+
+@cli.command()
+def backup(
+    context: typer.Context,
+    file: Annotated[
+        Path | None, typer.Argument(help="The copy, which must not exist yet; by default one in STATE_DIR/backups.")
+    ] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Copy the database to a file of its own, also while servers run, and print its path."""
+    from taskorch.backup import backup_database
+
+    settings = _settings(_flags(context, state_dir))
+    try:
+        typer.echo(backup_database(settings.state_dir / "taskorch.db", file and file.absolute()))
+    except StoreError as error:
+        _refuse(str(error), FAILED)
 
 
 def main() -> None:
@@ -102,7 +144,12 @@ def _settings(flags: Mapping[str, object]) -> Settings:
     return settings
 
 
-def _refuse(text: str) -> NoReturn:
+def _flags(context: typer.Context, state_dir: Path | None) -> dict[str, object]:
+    """What was given before the subcommand's name, and after it."""
+    return {**context.obj, "state_dir": state_dir or context.obj["state_dir"]}
+
+
+def _refuse(text: str, code: int = USAGE) -> NoReturn:
     """One readable line on stderr, and out."""
     typer.echo(f"taskorch: {text}", err=True)
-    raise typer.Exit(USAGE)
+    raise typer.Exit(code)

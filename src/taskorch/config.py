@@ -46,6 +46,15 @@ class Settings(BaseSettings):
     wait_cap_seconds: Annotated[float, Field(ge=1, le=3600, description="longest wait of one call")] = 50
     keep_days: Annotated[float, Field(gt=0, description="how long completed and cancelled tasks are kept")] = 7
     keep_failed_days: Annotated[float, Field(gt=0, description="how long failed tasks are kept")] = 30
+    output_quota_bytes: Annotated[int, Field(ge=1_048_576, description="all output; what ended first goes first")] = (
+        1 << 30
+    )
+    max_live_tasks: Annotated[int, Field(ge=1, description="waiting and working tasks that are stored at most")] = (
+        2_000_000
+    )
+    allow_network_state: Annotated[bool, Field(description="keep state on a network file system, at your own risk")] = (
+        False
+    )
     cleanup_interval_seconds: Annotated[float, Field(ge=1, description="how often old tasks are removed")] = 3600
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="what goes to stderr")] = (
         "WARNING"

@@ -10,12 +10,12 @@ import sqlite3
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import aiosqlite
 import anyio
+import anyio.to_thread
 
 from taskorch import schema
 from taskorch.busy import begin, patiently
@@ -183,15 +183,15 @@ class _Refused(Exception):
 
 
 @asynccontextmanager
-async def open_database(path: Path) -> AsyncGenerator[Database]:
+async def open_database(
+    path: Path, alone: Callable[[], bool] = lambda: False, allow_network: bool = False
+) -> AsyncGenerator[Database]:
     """Open (or make) the file, bring its schema up to date, serve it until the block ends, then close both connections.
 
-    Raises StoreError when the file is newer than this version, not a database, or cannot be opened.
+    A damaged file is moved aside if `alone` says that no other server runs. `allow_network`: also on a network file
+    system. Raises StoreError when the file is newer than this version, damaged, or cannot be opened.
     """
-    try:
-        schema.make_private(path)
-    except OSError as error:
-        raise StoreError(f"The store cannot be opened: {error}. Name another TASKORCH_STATE_DIR.") from error
+    await anyio.to_thread.run_sync(schema.make_ready, path, alone, allow_network)
     async with connection(path, Transaction) as writer:
         await hop(writer, _prepare)
         async with connection(path, Transaction) as reader:
@@ -253,16 +253,7 @@ def _answer(write: _Write) -> None:
 
 def _prepare(connection: sqlite3.Connection) -> None:
     patiently(lambda: schema.refuse_newer(connection))
-    for pragma in schema.PRAGMAS:
-        patiently(partial(connection.execute, f"PRAGMA {pragma}"))
-    begin(connection)
-    try:
-        schema.migrate(connection)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
+    schema.set_up(connection)
 
 
 def _prepare_reader(connection: sqlite3.Connection) -> None:

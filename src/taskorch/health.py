@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import anyio.to_thread
@@ -41,7 +42,7 @@ async def stats_reply(service: Service) -> Reply:
         "workers": {
             "slots": service.slots,
             "busy": service.busy(),
-            "servers": [{"pid": s["pid"], "started_at": iso(s["started_at"])} for s in stats.servers],
+            "servers": [_server(s, service.silent()) for s in stats.servers],
             "kinds": sorted(service.kinds),
         },
         "store": store,
@@ -59,6 +60,13 @@ async def _write_probe(service: Service) -> Facts:
         return {"healthy": False, "error": str(error)}
     taken = 1000 * (time.perf_counter() - began)
     return {"healthy": taken < SLOW_MS, "write_ms": round(taken, 1)}
+
+
+def _server(row: Facts, silent: Mapping[int, float]) -> Facts:
+    facts: Facts = {"pid": row["pid"], "started_at": iso(row["started_at"])}
+    if row["pid"] in silent:
+        facts["not_responding_seconds"] = round(silent[row["pid"]], 1)
+    return facts
 
 
 def _overview(stats: Stats) -> Facts:

@@ -1,9 +1,13 @@
-"""Retention: ended tasks past their time are deleted, and the output of tasks that are gone with them."""
+"""Retention: ended tasks past their time are deleted, and the output of tasks that are gone with them.
+
+All output together has a limit: what is over it goes, the output of the tasks that ended first.
+"""
 
 import logging
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -12,6 +16,7 @@ import anyio.to_thread
 from taskorch.errors import StoreError
 from taskorch.store import Change, Store
 
+QUOTA_SECONDS = 60.0  # how often the size of all output is looked at
 STRAY_SECONDS = 60.0  # a folder younger than this may belong to a task that another server creates just now
 
 log = logging.getLogger(__name__)
@@ -21,13 +26,21 @@ class Housekeeper:
     """`run` cleans up now and then, and follows every deletion. `folder`: where tasks keep their output."""
 
     def __init__(
-        self, store: Store, folder: Path, *, keep_ms: int, keep_failed_ms: int, interval_seconds: float
+        self,
+        store: Store,
+        folder: Path,
+        *,
+        keep_ms: int,
+        keep_failed_ms: int,
+        interval_seconds: float,
+        most_bytes: int = 1 << 30,
     ) -> None:
         self._store = store
         self._folder = folder
         self._keep_ms = keep_ms
         self._keep_failed_ms = keep_failed_ms
         self._interval_seconds = interval_seconds
+        self._most_bytes = most_bytes
         self._gone: list[str] = []
         self._bell = anyio.Event()
 
@@ -36,6 +49,7 @@ class Housekeeper:
         with self._store.listening(self._heard):
             async with anyio.create_task_group() as group:
                 group.start_soon(self._remove_output)
+                group.start_soon(self._keep_quota)
                 while True:
                     await self.clean()
                     await anyio.sleep(self._interval_seconds)
@@ -49,6 +63,29 @@ class Housekeeper:
             await anyio.to_thread.run_sync(_remove, self._folder, [name for name in found if name not in stored])
         except (StoreError, OSError) as error:
             log.warning("cleaning up: %s", error)
+
+    async def keep_quota(self) -> None:
+        """Remove output until all that is left has no more than `most_bytes`; that of live tasks stays."""
+        sizes = await anyio.to_thread.run_sync(_sizes, self._folder)
+        over = sum(sizes.values()) - self._most_bytes
+        if over <= 0:
+            return
+        removed: list[str] = []
+        for task_id in await self._store.oldest_ended(list(sizes)):
+            if over <= 0:
+                break
+            removed.append(task_id)
+            over -= sizes[task_id]
+        await anyio.to_thread.run_sync(_remove, self._folder, removed)
+        log.warning("output over its quota: that of %s ended task(s) was removed", len(removed))
+
+    async def _keep_quota(self) -> None:
+        while True:
+            try:
+                await self.keep_quota()
+            except (StoreError, OSError) as error:
+                log.warning("looking at the output: %s", error)
+            await anyio.sleep(QUOTA_SECONDS)
 
     def _heard(self, changes: Sequence[Change]) -> None:
         gone = [task_id for task_id, task in changes if task is None]
@@ -69,6 +106,21 @@ def _old_folders(folder: Path) -> list[str]:
         return []
     oldest = time.time() - STRAY_SECONDS
     return [entry.name for entry in folder.iterdir() if entry.stat().st_mtime < oldest]
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each task's output."""
+    if not folder.is_dir():
+        return {}
+    return {entry.name: _bytes_in(entry) for entry in folder.iterdir()}
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # removed meanwhile
+            total += path.lstat().st_size if path.is_file() else 0
+    return total
 
 
 def _remove(folder: Path, task_ids: Sequence[str]) -> None:

@@ -206,6 +206,13 @@ def file(task: Task, now: int) -> Task:
     return task if task.ready is ready else with_values(task, ready=ready)
 
 
+def restore_backoff(task: Task, now: int) -> Task:
+    """The same wait from now, of a task whose backoff was reckoned by a clock that has been set back since."""
+    if task.run_at is None:
+        return task
+    return with_values(task, run_at=min(task.run_at, now + max(0, task.run_at - task.updated_at)), updated_at=now)
+
+
 def report(task: Task, progress: Progress, now: int) -> Task:
     """Note how far the current attempt is. It does not raise the version: nobody's edit conflicts with it."""
     _must_work(task)

@@ -36,6 +36,7 @@ class Service:
     timeout_seconds: float
     on_server_exit: OnServerExit
     wait_cap_seconds: float
+    silent: Callable[[], Mapping[int, float]] = dict  # servers that do not respond: seconds by pid
     started: float = field(default_factory=time.monotonic)
     cpu_started: float = field(default_factory=time.process_time)
 

@@ -4,7 +4,7 @@ Each change is told to the listeners after its commit, with the rows as they are
 """
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +12,13 @@ from typing import Any
 
 import anyio
 
-from taskorch import bulk, rules
+from taskorch import claims, rules
 from taskorch.database import Database, Transaction
 from taskorch.ends import End, settle
-from taskorch.errors import StoreError
+from taskorch.errors import Conflict, StoreError
 from taskorch.ids import new_id
 from taskorch.queries import past_retention
 from taskorch.rows import (
-    COLUMNS,
     SELECT,
     delete,
     dumps,
@@ -30,7 +29,6 @@ from taskorch.rows import (
     load,
     note,
     save,
-    save_all,
     to_values,
 )
 from taskorch.task import NewTask, Outcome, Progress, Task
@@ -39,20 +37,15 @@ Change = tuple[str, Task | None]  # a task's id, and its row after the commit; N
 Listener = Callable[[Sequence[Change]], None]
 
 FOLLOW_SECONDS = 0.25  # how often to look whether another process has committed
-BATCH = 500  # rows that one transaction promotes or removes at most, so that others get their turn
+MOST_LIVE_TASKS = 2_000_000
 
-CLAIMED = ("status", "ready", "attempt", "owner", "started_at", "error", "progress", "updated_at", "version")
-READY = f"{SELECT} WHERE ready = 1 AND kind = ? ORDER BY rank DESC, seq LIMIT ?"
-DUE = f"{SELECT} WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at IS NOT NULL AND run_at <= ? LIMIT ?"
-EXPIRED = f"{SELECT} WHERE status = 'waiting' AND expires_at IS NOT NULL AND expires_at <= ? LIMIT ?"
-NEXT_DUE = """SELECT min(at) FROM (
-  SELECT min(run_at) AS at FROM tasks WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at IS NOT NULL
-  UNION ALL SELECT min(expires_at) FROM tasks WHERE status = 'waiting' AND expires_at IS NOT NULL)"""
 HELD_BY = f"{SELECT} WHERE status = 'working' AND owner = ?"
-OTHERS = """SELECT id, uuid, pid FROM servers WHERE id <> ?
-  UNION SELECT owner, '', 0 FROM tasks WHERE status = 'working' AND owner NOT IN (SELECT id FROM servers)"""
+OTHERS = """SELECT id, uuid, pid, started_at FROM servers WHERE id <> ?
+  UNION SELECT owner, '', 0, 0 FROM tasks WHERE status = 'working' AND owner NOT IN (SELECT id FROM servers)"""
+LIVE = "SELECT sum(tasks) FROM counts WHERE status IN ('waiting', 'working')"
+OLDEST_ENDED = """SELECT id FROM tasks WHERE finished_at IS NOT NULL AND id IN (SELECT value FROM json_each(?))
+  ORDER BY finished_at, seq"""
 HAS = "SELECT 1 FROM tasks WHERE id = ?"
-ATTEMPT_BEGIN = ("task", "attempt", "owner", "started_at")
 REGISTER = "INSERT INTO servers(uuid, pid, started_at, version, kinds) VALUES (?, ?, ?, ?, ?) RETURNING id"
 LEAVE = """DELETE FROM servers
   WHERE id = ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE status = 'working' AND owner = servers.id)"""
@@ -60,11 +53,12 @@ LEAVE = """DELETE FROM servers
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another server on this file: the owner number in rows, its lock's uuid ('' when unknown), its pid."""
+    """Another server on this file: the owner number in rows, its lock's uuid ('' when unknown), its pid, since when."""
 
     owner: int
     uuid: str
     pid: int
+    started_at: int
 
 
 def now_ms() -> int:
@@ -72,10 +66,12 @@ def now_ms() -> int:
 
 
 class Store:
-    def __init__(self, database: Database, clock: Callable[[], int] = now_ms) -> None:
+    def __init__(self, database: Database, clock: Callable[[], int] = now_ms, most_live: int = MOST_LIVE_TASKS) -> None:
         self.now = clock
+        self._most_live = most_live
         self._database = database
         self._listeners: list[Listener] = []
+        self._latest = 1 << 62  # by the clock when due tasks were last looked for; not yet: it may have been set back
         database.before_commit = keep_counts
         database.on_commit = self._tell
 
@@ -88,11 +84,15 @@ class Store:
         finally:
             self._listeners.remove(listener)
 
-    async def follow_others(self) -> None:
-        """Tell the listeners of other processes' commits: an empty list means that any row may have changed."""
+    async def follow_others(self, woken: Callable[[], Awaitable[None]] = anyio.sleep_forever) -> None:
+        """Tell the listeners of other processes' commits: an empty list means that any row may have changed.
+
+        It looks four times a second, and when `woken` returns.
+        """
         seen = await self._database.foreign_version()
         while True:
-            await anyio.sleep(FOLLOW_SECONDS)
+            with anyio.move_on_after(FOLLOW_SECONDS):
+                await woken()
             with suppress(StoreError):  # whoever reads or writes says so; here it must not end the server
                 if (version := await self._database.foreign_version()) != seen:
                     seen = version
@@ -105,9 +105,9 @@ class Store:
     # What clients do.
 
     async def add(self, new: NewTask) -> Task:
-        """Store a new task; on disk when this returns."""
+        """Store a new task; on disk when this returns. Raises Conflict when too many wait or work already."""
         task = rules.create(new, seq=0, task_id=new_id(), now=self.now())
-        return await self._database.write_together(insert_all, (task, to_values(task)))
+        return await self._database.write_together(self._insert, (task, to_values(task)))
 
     async def edit(self, task_id: str, changes: Mapping[str, Any], expected_version: int | None, by: str) -> Task:
         def edit(tx: Transaction) -> Task:
@@ -163,22 +163,7 @@ class Store:
         What is taken ahead has a further start left, so that a crash cannot spend its last one.
         """
 
-        def claim(tx: Transaction) -> list[Task]:
-            now = self.now()
-            found: list[Task] = []
-            for kind, more in kinds.items():
-                found += self._runnable(tx, kind, free + more, now)
-            found.sort(key=lambda task: (-task.rank, task.seq))
-            claimed: list[tuple[Task, Task]] = []
-            for task in found:
-                if len(claimed) < free or (len(claimed) < free + kinds[task.kind] and rules.starts_left(task) > 1):
-                    claimed.append((task, rules.claim(task, owner, now)))
-            save_all(tx, claimed, CLAIMED)
-            starts = [(task.seq, task.attempt, owner, now) for _, task in claimed]
-            bulk.insert(tx, "attempts", ATTEMPT_BEGIN, starts)
-            return [task for _, task in claimed]
-
-        return await self._database.write(claim)
+        return await self._database.write(lambda tx: claims.claim(tx, owner, kinds, free, self.now()))
 
     async def settle(self, task: Task, outcome: Outcome, started_at: int | None = None) -> bool:
         """Record how an attempt ended; False: it is no longer ours, and nothing was written."""
@@ -212,10 +197,17 @@ class Store:
         return await self._database.write(adopt)
 
     async def promote(self) -> int | None:
-        """Let due tasks into the ready index and end expired ones; when the next one is due (ms), None: nothing is."""
+        """Let due tasks into the ready index and end expired ones; when the next one is due (ms), None: nothing is.
+
+        If the clock was set back, retries wait no longer for that.
+        """
+        now = self.now()
+        if now < self._latest:
+            await self._restore_backoffs(now)
+        self._latest = now
         due = await self._next_due()
         while due is not None and due <= self.now():
-            await self._database.write(self._promote)
+            await self._database.write(lambda tx: claims.promote(tx, self.now()))
             due = await self._next_due()
         return due
 
@@ -251,33 +243,27 @@ class Store:
             removed += await self._database.write(partial(_remove, tasks=old)) if old else 0
         return removed
 
+    async def oldest_ended(self, task_ids: Sequence[str]) -> list[str]:
+        """Those of the ids whose tasks have ended, the longest ago first."""
+        return await self._database.read(lambda db: [row[0] for row in db.execute(OLDEST_ENDED, (dumps(task_ids),))])
+
     # Inside transactions.
 
-    def _runnable(self, tx: Transaction, kind: str, limit: int, now: int) -> list[Task]:
-        """The best ready tasks of a kind. Those that may not run after all leave the index, for others behind them."""
-        while True:
-            found = [from_row(row) for row in bulk.select(tx, COLUMNS, READY, (kind, limit))]
-            stale = [task for task in found if not rules.may_run(task, now)]
-            if not stale:
-                return found
-            for task in stale:
-                self._refile(tx, task, now)
+    def _insert(self, tx: Transaction, new: Sequence[tuple[Task, list[Any]]]) -> list[Task]:
+        live: int = tx.execute(LIVE).fetchone()[0]
+        if live + len(new) > self._most_live:
+            raise Conflict(
+                f"{live} tasks wait or work already; at most {self._most_live} may (TASKORCH_MAX_LIVE_TASKS). Nothing "
+                "was stored: wait until some have ended, or cancel_task those that are not needed."
+            )
+        return insert_all(tx, new)
 
-    def _refile(self, tx: Transaction, task: Task, now: int) -> None:
-        if rules.is_expired(task, now):
-            after = save(tx, task, rules.expire(task, now))
-            note(tx, after, "expired", "server")
-        else:
-            save(tx, task, rules.file(task, now))
-
-    def _promote(self, tx: Transaction) -> None:
-        now = self.now()
-        for query in (EXPIRED, DUE):
-            for row in tx.execute(query, (now, BATCH)).fetchall():
-                self._refile(tx, from_row(row), now)
+    async def _restore_backoffs(self, now: int) -> None:
+        while await self._database.read(lambda db: db.execute(claims.STRANDED, (now, now)).fetchone()):
+            await self._database.write(lambda tx: claims.restore_backoffs(tx, now))
 
     async def _next_due(self) -> int | None:
-        return await self._database.read(lambda db: db.execute(NEXT_DUE).fetchone()[0])
+        return await self._database.read(lambda db: db.execute(claims.NEXT_DUE).fetchone()[0])
 
     def _tell(self, changed: Sequence[Change]) -> None:
         for listener in tuple(self._listeners):

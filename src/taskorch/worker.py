@@ -4,13 +4,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from taskorch.attempt import Attempt, Ending, Kind, Remains, unbegun
 from taskorch.errors import StoreError
+from taskorch.pace import Pace
 from taskorch.peers import Peers
 from taskorch.settler import LOST, Settler
 from taskorch.store import Change, Peer, Store
@@ -20,14 +21,14 @@ TICK_SECONDS = 0.25  # how often other servers' locks are looked at
 PROGRESS_SECONDS = 0.25  # progress reaches the store at most this often
 RETRY_SECONDS = 1.0  # pause after the store failed
 LOOK_SECONDS = 60.0  # a clock set forward, or a laptop that slept, delays a due task by no more than this
-AHEAD_MOST = 56  # how many short tasks may be claimed beyond the free slots
-AHEAD_RUN_SECONDS = 0.005  # only kinds that run shorter than this on average are claimed ahead
+SILENT_SECONDS = 5.0  # a server silent for so long is shown as not responding
+HUNG_SECONDS = 120.0  # a server silent for so long may be dead in all but name: what its commands left is taken in
 
 log = logging.getLogger(__name__)
 
 
 class Worker:
-    """`kinds`: what may be claimed. `others`: kinds that are only taken over (commands where none are allowed)."""
+    """`kinds`: what may be claimed, while the disk has `room`. `others`: kinds that are only taken over."""
 
     def __init__(
         self,
@@ -37,16 +38,18 @@ class Worker:
         kinds: Mapping[str, Kind],
         slots: int,
         others: Mapping[str, Kind] | None = None,
+        room: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store = store
         self._peers = peers
         self._owner = owner
         self._known = {**(others or {}), **kinds}
         self._slots = slots
+        self._room = room
         self._queue: deque[Task] = deque()  # claimed, not begun
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._unwanted: set[tuple[str, int]] = set()  # attempts that were cancelled before they began
-        self._pace = {name: _Pace(slots if kind.in_process else 0) for name, kind in kinds.items()}
+        self._pace = {name: Pace(slots if kind.in_process else 0) for name, kind in kinds.items()}
         self._dirty: set[Attempt] = set()
         self._settler = Settler(store, lambda: self._work.set())  # a slot is free again
         self._suspects: set[str] = set()  # taken over after a crash: one of them may have caused it
@@ -63,6 +66,12 @@ class Worker:
     def busy(self) -> int:
         """Attempts under way in this server, adopted ones included."""
         return len(self._attempts)
+
+    @property
+    def silent(self) -> dict[int, float]:
+        """Other servers that hold their lock but give no sign of life: seconds since the last one, by pid."""
+        seconds = {peer.pid: self._peers.silent_seconds(peer.uuid) for peer in self._others}
+        return {pid: silent for pid, silent in seconds.items() if silent >= SILENT_SECONDS}
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Work until `stop`; then end, let go or give back what is under way, and return."""
@@ -155,6 +164,10 @@ class Worker:
         ahead = {name: 0 if self._suspects else pace.ahead for name, pace in self._pace.items()}
         if self._drained or (free == 0 and queued * 2 >= max(ahead.values(), default=0)):
             return False
+        if not self._room():
+            log.error("the disk is nearly full: no task is started until there is room")
+            await anyio.sleep(RETRY_SECONDS)
+            return True
         self._drained = True  # unless it turns out otherwise, now or by what becomes ready meanwhile
         began = time.perf_counter()
         try:
@@ -244,13 +257,26 @@ class Worker:
                     self._foreign = False
                     await self._check_held()
                     self._others = await self._store.others(self._owner)
-                for peer in [peer for peer in self._others if self._peers.is_dead(peer.uuid)]:
+                for peer in [peer for peer in self._others if self._is_dead(peer)]:
                     await self._take_over(peer, slots)
                     self._others.remove(peer)
+                for peer in self._others:
+                    if self._peers.silent_seconds(peer.uuid) >= HUNG_SECONDS:
+                        await self._take_in(peer, slots)
             except StoreError as error:
                 self._foreign = True
                 log.warning("upkeep: %s", error)
             await anyio.sleep(TICK_SECONDS)
+
+    def _is_dead(self, peer: Peer) -> bool:
+        return self._peers.is_dead(peer.uuid, peer.pid, peer.started_at)
+
+    async def _take_in(self, peer: Peer, slots: TaskGroup) -> None:
+        """Settle the commands of a frozen server that have ended; it cannot. What still runs stays its own."""
+        for task in await self._store.held_by(peer.owner):
+            kind = self._known.get(task.kind)
+            if kind and kind.has_ended(task) and (mine := await self._store.adopt(task, self._owner)):
+                slots.start_soon(self._attempt, mine, True)
 
     async def _check_held(self) -> None:
         running = list(self._attempts.items())  # before reading: what starts meanwhile would look lost
@@ -280,27 +306,6 @@ class Worker:
                 self._suspects.add(task.id)
         await self._store.leave(peer.owner)
         self._peers.forget(peer.uuid)
-
-
-class _Pace:
-    """How many tasks of a kind to claim ahead: as many as run while one commit is on its way. Starts at none."""
-
-    def __init__(self, slots: int) -> None:
-        self._slots = slots  # 0: never ahead
-        self._run: float | None = None
-        self._commit = 0.0
-
-    @property
-    def ahead(self) -> int:
-        if self._run is None or self._run >= AHEAD_RUN_SECONDS:
-            return 0
-        return min(AHEAD_MOST, round(self._slots * self._commit / max(self._run, 1e-6)))
-
-    def ran(self, seconds: float) -> None:
-        self._run = seconds if self._run is None else 0.9 * self._run + 0.1 * seconds
-
-    def committed(self, seconds: float) -> None:
-        self._commit = 0.9 * self._commit + 0.1 * seconds
 
 
 def _left_as(remains: Remains) -> Outcome:

@@ -1,0 +1,101 @@
+"""Servers wake each other: what one stores, another starts at once."""
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from fakes import Clock
+from pools import Payload, Pool
+
+from taskorch import store as store_module
+from taskorch.bell import Bell
+from taskorch.database import open_database
+from taskorch.queries import Queries
+from taskorch.store import Store
+from taskorch.task import NewTask, Status
+
+
+@pytest.fixture(autouse=True)
+def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks by itself: only a bell brings news."""
+    monkeypatch.setattr(store_module, "FOLLOW_SECONDS", 3600.0)
+
+
+@pytest.fixture
+def pool(store: Store, queries: Queries, clock: Clock, tmp_path: Path) -> Pool:
+    return Pool(store, queries, clock, tmp_path)
+
+
+@asynccontextmanager
+async def another_server(pool: Pool, path: Path) -> AsyncIterator[Store]:
+    """One that runs nothing by itself, on a connection of its own."""
+    async with open_database(path) as database:
+        store = Store(database)
+        with Bell(pool.folder / "servers", "another", store) as bell:
+            async with anyio.create_task_group() as group:
+                group.start_soon(bell.run)
+                yield store
+                group.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def awake(pool: Pool) -> AsyncIterator[None]:
+    """The pool's server hears the bell."""
+    with Bell(pool.folder / "servers", "ours", pool.store) as bell:
+        async with anyio.create_task_group() as group:
+            group.start_soon(pool.store.follow_others, bell.rung)
+            await anyio.wait_all_tasks_blocked()
+            yield
+            group.cancel_scope.cancel()
+
+
+async def work(payload: Payload) -> Any:
+    return payload
+
+
+async def test_a_task_of_one_server_starts_on_another_that_is_idle(pool: Pool, tmp_path: Path) -> None:
+    async with pool.running(work=work), awake(pool), another_server(pool, tmp_path / "state" / "taskorch.db") as other:
+        task = await other.add(NewTask("work", {"n": 1}, 3, 60))
+        assert (await pool.ended(task)).result == {"n": 1}
+
+
+async def test_a_cancel_reaches_the_server_that_runs_the_task(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskorch.worker.TICK_SECONDS", 0.01)
+    begun = anyio.Event()
+
+    async def wait(_: Payload) -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
+    async with pool.running(work=wait), awake(pool), another_server(pool, tmp_path / "state" / "taskorch.db") as other:
+        task = await pool.add()
+        await begun.wait()
+        await other.cancel(task.id, "enough", "x")
+        assert (await pool.ended(task)).status is Status.CANCELLED
+
+
+async def test_what_concerns_nobody_else_rings_nowhere(pool: Pool, tmp_path: Path) -> None:
+    async with awake(pool):
+        with Bell(pool.folder / "servers", "listener", pool.store) as listener:
+            task = await pool.add(run_at=pool.clock.now + 60_000)
+            await pool.store.edit(task.id, {"labels": ("x",)}, None, "x")
+            await anyio.wait_all_tasks_blocked()
+            with anyio.move_on_after(0) as silent:
+                await listener.rung()
+            assert silent.cancelled_caught
+
+
+async def test_a_full_or_deserted_fifo_stops_nobody(tmp_path: Path, store: Store) -> None:
+    os.mkfifo(tmp_path / "deserted.fifo")
+    with Bell(tmp_path, "full", store) as full, Bell(tmp_path, "ringer", store) as ringer:
+        for _ in range(70_000 if sys.platform == "linux" else 1):
+            full.ring()  # to `ringer` alone
+        ringer.ring()
+    assert [path.name for path in tmp_path.glob("*.fifo")] == ["deserted.fifo"]
