@@ -9,6 +9,7 @@ PROOFS = {
     "power": "power cuts at every write and sync of a recorded run",
     "storm": "8 processes write to one file as fast as they can",
     "soak": "100,000 tasks with flat memory, descriptors and threads",
+    "wake": "how soon a server acts on what another one stored",
     "trees": "command trees of every shape, ended in every way: no process may be left",
 }
 

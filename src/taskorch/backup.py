@@ -55,7 +55,7 @@ def before_migration(connection: sqlite3.Connection, database: Path, version: in
 
 def automatic(folder: Path) -> list[Path]:
     """The copies made before conversions, oldest first."""
-    return sorted(folder.glob(f"taskorch-*-{BEFORE}*.db"))
+    return sorted(folder.glob(f"taskorch-*-{BEFORE}*.db"), key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
 def copy(connection: sqlite3.Connection, target: Path) -> None:
@@ -93,11 +93,10 @@ def damage(connection: sqlite3.Connection) -> str | None:
 
 
 def _new_name(folder: Path, ending: str) -> Path:
-    """With a time that no other copy has, so that the order of names is that of copies."""
     moment = time.time()
-    while any(folder.glob(f"taskorch-{place.utc(moment)}*")):
+    while (path := folder / f"taskorch-{place.utc(moment)}{ending}.db").exists():
         moment += 1
-    return folder / f"taskorch-{place.utc(moment)}{ending}.db"
+    return path
 
 
 def _sweep(folder: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import anyio
 
 from taskorch.store import Change, Store
-from taskorch.task import Status
 
 RING_PAUSE_SECONDS = 0.005  # bursts are merged
+LATER_SECONDS = 0.05  # so long may news wait that others only look at, such as the end of what a client waits for
 
 
 class Bell:
@@ -26,6 +26,7 @@ class Bell:
         self._store = store
         self._fd = -1
         self._news = anyio.Event()
+        self._urgent = anyio.Event()
 
     def __enter__(self) -> "Bell":
         with suppress(OSError, AttributeError):  # a file system without FIFOs: the look now and then remains
@@ -43,7 +44,9 @@ class Bell:
         with self._store.listening(self._heard):
             while True:
                 await self._news.wait()
-                self._news = anyio.Event()
+                with anyio.move_on_after(LATER_SECONDS):
+                    await self._urgent.wait()
+                self._news, self._urgent = anyio.Event(), anyio.Event()
                 self.ring()
                 await anyio.sleep(RING_PAUSE_SECONDS)
 
@@ -64,13 +67,12 @@ class Bell:
                 pass
 
     def _heard(self, changes: Sequence[Change]) -> None:
-        if any(task and _concerns_others(task.status, task.ready, task.cancel_requested_at) for _, task in changes):
-            self._news.set()
-
-
-def _concerns_others(status: Status, ready: bool, cancel_requested_at: int | None) -> bool:
-    """Whether another server could start it, or may have to stop it."""
-    return ready if status is Status.WAITING else status is Status.WORKING and cancel_requested_at is not None
+        for _, task in changes:
+            if task is None or task.ended:
+                self._news.set()
+            elif task.ready or task.cancel_requested_at is not None:  # another server could start it, or must stop it
+                self._news.set()
+                self._urgent.set()
 
 
 def _ring(path: Path) -> None:

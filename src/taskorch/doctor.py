@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from taskorch import diagnosis, place
+from taskorch import diagnosis, place, schema
 from taskorch.config import PREFIX, Settings, config_file, load_settings, unknown_keys, unknown_variables
 from taskorch.errors import readable
 from taskorch.policy import Policy
@@ -21,7 +21,6 @@ MIB = 2**20
 FEW_BYTES = 500 * MIB
 TOO_FEW_BYTES = 50 * MIB  # below this no task is started
 OLDEST_PYTHON = (3, 11)
-OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 MENDED_SQLITE = (3, 51, 3)  # the WAL-reset bug: two connections, a write and a checkpoint at one instant
 MENDED_BRANCHES = {(3, 50): 7, (3, 44): 6}
 
@@ -60,7 +59,7 @@ def diagnose(flags: Mapping[str, object]) -> tuple[Path, list[Check]]:
         "config keys": lambda: keys(unknown_keys()),
         "commands": lambda: commands(settings.allow_commands),
         "folder": lambda: rights(folder),
-        "file system": lambda: file_system(folder, getattr(settings, "allow_network_state", False)),
+        "file system": lambda: file_system(folder, settings.allow_network_state),
         "disk": lambda: disk(place.free_bytes(_nearest(folder))),
         "database": lambda: database(store),
         "moved aside": lambda: moved_aside(folder),
@@ -101,7 +100,7 @@ def python(version: tuple[int, ...]) -> Found:
 
 def sqlite(version: tuple[int, int, int]) -> Found:
     text = ".".join(map(str, version))
-    if version < OLDEST_SQLITE:
+    if version < schema.OLDEST_SQLITE:
         return FAIL, f"{text} is too old", "Use a Python whose sqlite3 module brings SQLite 3.37 or newer."
     branch = MENDED_BRANCHES.get(version[:2])
     if version >= MENDED_SQLITE or (branch is not None and version[2] >= branch):

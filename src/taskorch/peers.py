@@ -11,6 +11,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from taskorch import machine
 from taskorch.errors import StoreError
 
 BEAT_SECONDS = 0.25
+LOOK_SECONDS = 1.0  # a longer pause between two looks means that we were asleep or frozen
 COUNTER_AT = 256  # where in the file the counter stands: 8 bytes, after the line of text
 STILL_SECONDS = 60.0  # a server on another machine whose counter stands still for so long is gone
 STRAY_SECONDS = 60.0  # a younger file may belong to a server that is about to note itself in the store
@@ -47,16 +49,16 @@ class Record:
 class Peers:
     """This process's identity, and who else is alive. Use as a context manager: the lock is held inside.
 
-    `is_dead` is to be asked once a tick: what it sees of a counter is what `silent_seconds` goes by.
+    `is_dead` is to be asked again and again: what it sees of a counter is what `silent_seconds` goes by.
     """
 
-    def __init__(self, folder: Path, tick_seconds: float = BEAT_SECONDS) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.uuid = uuid.uuid4().hex
         self.folder = folder
-        self._tick_seconds = tick_seconds
+        self._clock = clock
         self._fd = -1
         self._gone = threading.Event()
-        self._seen: dict[str, tuple[int, int]] = {}  # of each peer: its counter, and how many looks it stood so
+        self._seen: dict[str, tuple[int, float, float]] = {}  # of each peer: its counter, when we looked, silent since
 
     def __enter__(self) -> "Peers":
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -100,8 +102,8 @@ class Peers:
             os.close(fd)
 
     def silent_seconds(self, peer_uuid: str) -> float:
-        """For how long that server's counter has stood still, in ticks of ours: a sleep of this machine is none."""
-        return self._seen.get(peer_uuid, (0, 0))[1] * self._tick_seconds
+        """For how long we have looked at that server's counter and it stood still; a sleep of ours does not count."""
+        return self._seen.get(peer_uuid, (0, 0.0, 0.0))[2]
 
     def forget(self, peer_uuid: str) -> None:
         """Remove a dead server's file, once its rows are settled."""
@@ -118,8 +120,10 @@ class Peers:
                 self.forget(name)
 
     def _look(self, peer_uuid: str, beats: int) -> None:
-        before, stood = self._seen.get(peer_uuid, (beats, -1))
-        self._seen[peer_uuid] = (beats, stood + 1 if beats == before else 0)
+        now = self._clock()
+        before, looked, silent = self._seen.get(peer_uuid, (-1, now, 0.0))
+        silent += min(now - looked, LOOK_SECONDS)
+        self._seen[peer_uuid] = (beats, now, silent if beats == before else 0.0)
 
     def _beat(self) -> None:
         beats = 0

@@ -25,6 +25,7 @@ PRAGMAS = (
     "journal_size_limit=67108864",
     "fullfsync=ON",  # macOS: fsync alone does not reach the platter
 )
+OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +52,11 @@ def make_ready(path: Path, alone: Callable[[], bool] = lambda: False, allow_netw
 
     A damaged file is moved aside when no other server is `alone` to mind, and a new one begun. Raises StoreError.
     """
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise StoreError(
+            f"SQLite {sqlite3.sqlite_version} is too old; 3.37 or newer is needed. Run taskorch with a Python whose "
+            "sqlite3 module brings one."
+        )
     place.own_folder(path.parent, allow_network)
     with place.held(path.parent):
         place.save_orphans(path)

@@ -18,6 +18,7 @@ from taskorch.store import Change, Peer, Store
 from taskorch.task import Failed, Interrupted, Outcome, Reason, Status, Task
 
 TICK_SECONDS = 0.25  # how often other servers' locks are looked at
+FOREIGN_SECONDS = 0.02  # at least between two looks at what other servers have changed
 PROGRESS_SECONDS = 0.25  # progress reaches the store at most this often
 RETRY_SECONDS = 1.0  # pause after the store failed
 LOOK_SECONDS = 60.0  # a clock set forward, or a laptop that slept, delays a due task by no more than this
@@ -54,7 +55,8 @@ class Worker:
         self._settler = Settler(store, lambda: self._work.set())  # a slot is free again
         self._suspects: set[str] = set()  # taken over after a crash: one of them may have caused it
         self._others: list[Peer] = []
-        self._foreign = True  # another process has changed something
+        self._foreign = anyio.Event()  # another process has changed something
+        self._foreign.set()
         self._drained = False  # the last claim left slots free, and nothing became ready since
         self._stopping = anyio.Event()
         self._work = anyio.Event()  # something may be claimable
@@ -191,7 +193,7 @@ class Worker:
 
     def _heard(self, changes: Sequence[Change]) -> None:
         if not changes:
-            self._foreign = True
+            self._foreign.set()
             self._may_claim()
             self._due.set()
         for task_id, task in changes:
@@ -253,23 +255,23 @@ class Worker:
         """After another process changed something: are our attempts still ours, who else is there, and who died?"""
         while not self._stopping.is_set():
             try:
-                if self._foreign:
-                    self._foreign = False
+                if self._foreign.is_set():
+                    self._foreign = anyio.Event()
                     await self._check_held()
                     self._others = await self._store.others(self._owner)
-                for peer in [peer for peer in self._others if self._is_dead(peer)]:
+                for peer in [p for p in self._others if self._peers.is_dead(p.uuid, p.pid, p.started_at)]:
                     await self._take_over(peer, slots)
                     self._others.remove(peer)
                 for peer in self._others:
                     if self._peers.silent_seconds(peer.uuid) >= HUNG_SECONDS:
                         await self._take_in(peer, slots)
             except StoreError as error:
-                self._foreign = True
+                self._foreign.set()
                 log.warning("upkeep: %s", error)
-            await anyio.sleep(TICK_SECONDS)
-
-    def _is_dead(self, peer: Peer) -> bool:
-        return self._peers.is_dead(peer.uuid, peer.pid, peer.started_at)
+                await anyio.sleep(TICK_SECONDS)
+            await anyio.sleep(FOREIGN_SECONDS)
+            with anyio.move_on_after(TICK_SECONDS):
+                await self._foreign.wait()
 
     async def _take_in(self, peer: Peer, slots: TaskGroup) -> None:
         """Settle the commands of a frozen server that have ended; it cannot. What still runs stays its own."""
