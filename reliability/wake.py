@@ -1,6 +1,6 @@
 """How soon a server acts on what another one stored: starts, cancels and waits across two real servers over stdio.
 
-    python -m reliability wake [--tasks 200]
+python -m reliability wake [--tasks 200]
 """
 
 import argparse
@@ -45,15 +45,18 @@ async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
     return answer.structured_content or {}
 
 
+async def working(client: Client, task_id: str) -> None:
+    while (await call(client, "get_task", task_id=task_id))["status"] != "working":  # noqa: ASYNC110
+        await anyio.sleep(0.01)
+
+
 async def measure(folder: Path, tasks: int) -> dict[str, list[float]]:
     """Milliseconds of each: `start` on the other server, `cancel` reaching it, a `wait` here seeing its end there."""
     found: dict[str, list[float]] = {"start": [], "cancel": [], "wait": []}
     async with Client(server(folder, 1)) as busy, Client(server(folder, 2)) as idle:
         held = await call(busy, "create_task", kind="sleep", payload={"seconds": 3600}, priority="high")
         await call(idle, "get_stats")
-        while (await call(busy, "get_task", task_id=held["id"]))["status"] != "working":
-            await anyio.sleep(0.01)
-        filler = [await call(busy, "create_task", kind="until_cancelled", payload={}) for _ in range(1)]
+        await working(busy, held["id"])
         for _ in range(tasks):
             before = time.monotonic_ns()
             task = await call(busy, "create_task", kind="stamp", payload={})
@@ -64,14 +67,12 @@ async def measure(folder: Path, tasks: int) -> dict[str, list[float]]:
             found["wait"].append((seen - started) / 1e6)
         for _ in range(max(1, tasks // 10)):
             task = await call(idle, "create_task", kind="until_cancelled", payload={})
-            while (await call(idle, "get_task", task_id=task["id"]))["status"] != "working":
-                await anyio.sleep(0.01)
+            await working(idle, task["id"])
             before = time.monotonic_ns()
             await call(busy, "cancel_task", task_id=task["id"])
             await call(idle, "wait_for_tasks", task_ids=[task["id"]], timeout_seconds=10)
             found["cancel"].append((time.monotonic_ns() - before) / 1e6)
-        for task in [held, *filler]:
-            await call(busy, "cancel_task", task_id=task["id"])
+        await call(busy, "cancel_task", task_id=held["id"])
     return found
 
 

@@ -3,6 +3,7 @@
 import os
 import pty
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import taskorch
+from taskorch import schema
 
 SECONDS = 15.0  # for what takes one or two
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -77,7 +79,16 @@ def test_the_installed_command_is_the_module(environment: dict[str, str]) -> Non
 def test_help_names_every_option(run: Run) -> None:
     result = run("--help")
     assert result.returncode == 0
-    for option in ("--state-dir", "--concurrency", "--allow-commands", "--handlers", "--version", "demo"):
+    for option in (
+        "--state-dir",
+        "--concurrency",
+        "--allow-commands",
+        "--handlers",
+        "--version",
+        "demo",
+        "doctor",
+        "backup",
+    ):
         assert option in result.stdout
 
 
@@ -91,6 +102,7 @@ def test_a_person_at_a_terminal_is_told_what_to_do_instead(run: Run, tmp_path: P
     assert (result.returncode, result.stdout) == (2, "")
     assert "MCP server" in result.stderr
     assert "taskorch demo" in result.stderr
+    assert "taskorch doctor" in result.stderr
     assert '"mcpServers"' in result.stderr
     assert not (tmp_path / "state").exists()
 
@@ -168,6 +180,36 @@ def test_a_lock_folder_that_cannot_be_made_is_named_in_one_line(run: Run, tmp_pa
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "servers").write_text("")
     assert "servers" in refusal(run())
+
+
+# Copies of the database.
+
+
+def test_backup_prints_where_the_copy_is(run: Run, tmp_path: Path) -> None:
+    schema.make_ready(tmp_path / "state" / "taskorch.db")
+    result = run("backup")
+    assert (result.returncode, result.stderr) == (0, "")
+    copy = Path(result.stdout.strip())
+    assert copy.parent == tmp_path / "state" / "backups"
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+
+
+def test_backup_takes_a_file_relative_to_where_it_is_called(run: Run, tmp_path: Path) -> None:
+    schema.make_ready(tmp_path / "other" / "taskorch.db")
+    result = run("backup", "copy.db", "--state-dir", str(tmp_path / "other"))
+    assert (result.returncode, result.stdout) == (0, f"{tmp_path / 'copy.db'}\n")
+    assert (tmp_path / "copy.db").read_bytes()[:15] == b"SQLite format 3"
+
+
+@pytest.mark.parametrize(("made", "said"), [(True, "mine.db exists already"), (False, "There is no database at")])
+def test_a_backup_that_cannot_be_made_is_explained_in_one_line(made: bool, said: str, run: Run, tmp_path: Path) -> None:
+    if made:
+        schema.make_ready(tmp_path / "state" / "taskorch.db")
+    (tmp_path / "mine.db").write_text("mine")
+    result = run("backup", "mine.db")
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert said in result.stderr
+    assert (tmp_path / "mine.db").read_text() == "mine"
 
 
 # What it starts with.

@@ -130,7 +130,7 @@ def pool(store: Store, queries: Queries, clock: Clock, tmp_path: Path) -> Iterat
     for folder in (tmp_path / "state" / "output").glob("*/*"):
         if pid := supervised.holder(folder):
             os.kill(pid, signal.SIGKILL)
-        supervised.end_leftovers(folder.parent.name, int(folder.name))
+        supervised.end_leftovers(folder, folder.parent.name, int(folder.name))
 
 
 @pytest.fixture
@@ -961,7 +961,7 @@ def test_a_shim_that_this_process_cannot_name_is_sent_no_signal(
 
 async def test_what_cannot_be_ended_is_never_started_again(pool: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another user's process, as after sudo, refuses the signal."""
-    monkeypatch.setattr(supervised, "end_leftovers", lambda task_id, attempt: (1, [4711]))
+    monkeypatch.setattr(supervised, "end_leftovers", lambda *_: (1, [4711]))
     task = await left_behind(pool, "sh", "-c", WAITS, max_attempts=3)
     os.kill(pool.shim(task), signal.SIGKILL)
     await until(lambda: supervised.holder(pool.attempt_folder(task)) is None)
@@ -971,14 +971,28 @@ async def test_what_cannot_be_ended_is_never_started_again(pool: Commands, monke
     assert task.attempt == 1
 
 
-def test_leftovers_are_those_of_one_attempt_only() -> None:
+def test_a_child_that_has_not_yet_become_the_command_is_found_by_the_note(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"], env={}) as child, subprocess.Popen(["sleep", "60"], env={}) as later:
+        try:
+            started = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
+            (tmp_path / "shim.lock").write_text(f"1 1 boot\n{later.pid} 17\n")
+            assert supervised.end_leftovers(tmp_path, "tleft", 1) == (0, [])  # the number is another's by now
+            (tmp_path / "shim.lock").write_text(f"1 1 boot\n{child.pid} {started}\n")
+            assert supervised.end_leftovers(tmp_path, "tleft", 1) == (1, [])
+            assert (child.wait(5), later.poll()) == (-signal.SIGKILL, None)
+        finally:
+            child.kill()
+            later.kill()
+
+
+def test_leftovers_are_those_of_one_attempt_only(tmp_path: Path) -> None:
     def start(attempt: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(["sleep", "60"], env={"TASKORCH_TASK_ID": "tleft", "TASKORCH_ATTEMPT": str(attempt)})
 
     with start(1) as old, start(2) as new:
         try:
             # The old one is ours to reap and stays as a zombie, which does not count.
-            assert supervised.end_leftovers("tleft", 1) == (1, [])
+            assert supervised.end_leftovers(tmp_path, "tleft", 1) == (1, [])
             assert (old.wait(5), new.poll()) == (-signal.SIGKILL, None)
         finally:
             old.kill()

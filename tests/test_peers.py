@@ -259,6 +259,15 @@ def test_files_of_servers_that_nobody_knows_are_swept(peers: Peers, tmp_path: Pa
         os.kill(server.process.pid, signal.SIGCONT)
 
 
+def test_a_dead_server_leaves_no_file_once_it_is_forgotten(peers: Peers, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        os.mkfifo(tmp_path / f"{server.uuid}.fifo")
+        server.kill()
+        assert peers.is_dead(server.uuid)
+        peers.forget(server.uuid)
+    assert not list(tmp_path.glob(f"{server.uuid}.*"))
+
+
 def test_the_heartbeat_ends_with_the_server(tmp_path: Path) -> None:
     with Peers(tmp_path):
         assert any(thread.name == "taskorch-heartbeat" for thread in threading.enumerate())

@@ -886,6 +886,15 @@ async def test_a_server_that_holds_tasks_is_not_forgotten(store: Store, me: int,
     assert await store.others(peer) == []
 
 
+async def test_a_server_whose_record_is_lost_is_no_stranger_to_itself(
+    store: Store, other: Store, me: int, peer: int
+) -> None:
+    await start(store, me)
+    await store._database.write(lambda tx: tx.execute("DELETE FROM servers WHERE id = ?", (me,)))
+    assert [one.owner for one in await store.others(me)] == [peer]
+    assert [one.owner for one in await other.others(peer)] == [me]
+
+
 async def test_an_owner_that_nobody_noted_is_still_found(store: Store, me: int, database: Database) -> None:
     await start(store, me)
     await database.write(lambda tx: tx.execute("DELETE FROM servers"))

@@ -29,7 +29,7 @@ from taskorch.errors import TaskError
 from taskorch.handlers import load_handlers
 from taskorch.housekeeping import Housekeeper
 from taskorch.peers import Peers, nobody_lives, refuse_foreign
-from taskorch.place import free_bytes
+from taskorch.place import LEAST_FREE_BYTES, free_bytes
 from taskorch.policy import Policy
 from taskorch.queries import Queries
 from taskorch.resources import Resources
@@ -40,7 +40,6 @@ from taskorch.worker import Worker
 
 DAY_MS = 86_400_000
 CANNOT_START = 2
-LEAST_FREE_BYTES = 50 << 20
 FLUSH_SECONDS = 0.1
 SWITCH_SECONDS = 0.0005  # the store waits so long at each statement while handlers compute, instead of 5 ms
 LAST_RESORT_SECONDS = 1.4  # the SDK's client sends SIGTERM 2.0 s after it has closed our stdin

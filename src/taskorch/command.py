@@ -96,7 +96,7 @@ class Command:
         folder = self.attempt_folder(task)
         if supervised.exit_record(folder) or supervised.holder(folder) is not None:
             return Remains.ADOPTABLE
-        ended, left = await anyio.to_thread.run_sync(supervised.end_leftovers, task.id, task.attempt)
+        ended, left = await anyio.to_thread.run_sync(supervised.end_leftovers, folder, task.id, task.attempt)
         if left:
             return Remains.UNKNOWN
         return Remains.NEVER_BEGUN if not ended and supervised.never_begun(folder, ordered=False) else Remains.NOTHING
@@ -153,18 +153,18 @@ class Command:
 
     async def _outcome(self, attempt: Attempt) -> Outcome:
         """How the attempt ended, from its record; without one its shim was killed, and what it left is ended here."""
-        task = attempt.task
-        record = supervised.exit_record(self.attempt_folder(task))
+        task, folder = attempt.task, self.attempt_folder(attempt.task)
+        record = supervised.exit_record(folder)
         if record is not None:
             return self._ending(attempt, record)
-        never_begun = supervised.never_begun(self.attempt_folder(task), ordered=not attempt.adopted)
-        ended, left = await anyio.to_thread.run_sync(supervised.end_leftovers, task.id, task.attempt)
+        never_begun = supervised.never_begun(folder, ordered=not attempt.adopted)
+        ended, left = await anyio.to_thread.run_sync(supervised.end_leftovers, folder, task.id, task.attempt)
         if left:
             text = f"its supervisor was killed and processes {', '.join(map(str, left))} could not be ended"
             return Failed(Reason.WORKER_LOST, text, retryable=False)
         if never_begun and not ended:
             return Interrupted("it had not begun")
-        what = "its supervisor was killed" if self.attempt_folder(task).is_dir() else "its files were removed"
+        what = "its supervisor was killed" if folder.is_dir() else "its files were removed"
         return Failed(Reason.WORKER_LOST, f"{what}; {_ended(ended)}")
 
     def _ending(self, attempt: Attempt, record: Exit) -> Outcome:

@@ -151,6 +151,7 @@ class Database:
         begin(tx, lambda: self._closing)
         try:
             self._check_place()
+            schema.refuse_newer(tx)  # a newer taskorch may have converted the file under us
             do(tx, batch)
             if tx.moved:
                 self.before_commit(tx)

@@ -19,7 +19,7 @@ from taskorch.policy import Policy
 
 MIB = 2**20
 FEW_BYTES = 500 * MIB
-TOO_FEW_BYTES = 50 * MIB  # below this no task is started
+
 OLDEST_PYTHON = (3, 11)
 MENDED_SQLITE = (3, 51, 3)  # the WAL-reset bug: two connections, a write and a checkpoint at one instant
 MENDED_BRANCHES = {(3, 50): 7, (3, 44): 6}
@@ -170,10 +170,10 @@ def file_system(folder: Path, allowed: bool) -> Found:
 
 def disk(free: int) -> Found:
     text = f"{free // MIB} MiB free"
-    if free < TOO_FEW_BYTES:
-        return FAIL, text, f"Free some space: below {TOO_FEW_BYTES // MIB} MiB no task is started."
+    if free < place.LEAST_FREE_BYTES:
+        return FAIL, text, f"Free some space: below {place.LEAST_FREE_BYTES // MIB} MiB no task is started."
     if free < FEW_BYTES:
-        return WARN, text, f"Free some space: below {TOO_FEW_BYTES // MIB} MiB no task would be started."
+        return WARN, text, f"Free some space: below {place.LEAST_FREE_BYTES // MIB} MiB no task would be started."
     return OK, text, ""
 
 

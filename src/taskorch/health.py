@@ -12,6 +12,7 @@ from typing import Any
 import anyio.to_thread
 
 from taskorch.errors import StoreError
+from taskorch.place import set_aside_files
 from taskorch.queries import HOUR_MS, WINDOW_MS, Stats
 from taskorch.replies import Facts, Reply, counts_text, iso
 from taskorch.service import Service
@@ -114,7 +115,10 @@ def _disk(service: Service) -> Facts:
         usage = os.statvfs(service.output_folder.parent)
     except OSError:
         return {}
-    return {"free_bytes": usage.f_bavail * usage.f_frsize}
+    facts: Facts = {"free_bytes": usage.f_bavail * usage.f_frsize}
+    if kept := set_aside_files(service.output_folder.parent):
+        facts["damaged_files_kept"] = [path.name for path in kept]
+    return facts
 
 
 def _process(service: Service) -> Facts:
@@ -134,6 +138,11 @@ def _text(facts: dict[str, Any]) -> str:
     store = facts["store"]
     writes = f"a write takes {store['write_ms']} ms" if "write_ms" in store else store["error"]
     free = f", {store['free_bytes']} free on its disk" if "free_bytes" in store else ""
+    kept = (
+        f"; damaged and moved aside: {', '.join(store['damaged_files_kept'])}" if "damaged_files_kept" in store else ""
+    )
+    frozen = [str(server["pid"]) for server in workers["servers"] if "not_responding_seconds" in server]
+    hangs = f", not responding: pid {', '.join(frozen)}" if frozen else ""
     return "\n".join(
         [
             f"taskorch {facts['version']} is {facts['status']}, up {facts['uptime_seconds']} s",
@@ -141,8 +150,8 @@ def _text(facts: dict[str, Any]) -> str:
             f"by priority: {counts_text(facts['priority_distribution'])}",
             f"last 24 hours: {performance['ended']} ended, {performance['tasks_per_hour']} an hour{took}",
             f"queue: {queue['ready']} ready{oldest}{following}",
-            f"workers: {workers['busy']} of {workers['slots']} slots busy, {len(workers['servers'])} server(s)",
+            f"workers: {workers['busy']} of {workers['slots']} slots busy, {len(workers['servers'])} server(s){hangs}",
             f"kinds: {', '.join(workers['kinds'])}",
-            f"store: {writes}, {store['bytes']} bytes{free}",
+            f"store: {writes}, {store['bytes']} bytes{free}{kept}",
         ]
     )

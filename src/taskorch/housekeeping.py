@@ -14,6 +14,7 @@ import anyio
 import anyio.to_thread
 
 from taskorch.errors import StoreError
+from taskorch.place import set_aside_files
 from taskorch.store import Change, Store
 
 QUOTA_SECONDS = 60.0  # how often the size of all output is looked at
@@ -59,6 +60,8 @@ class Housekeeper:
         try:
             await self._store.purge(self._keep_ms, self._keep_failed_ms)
             found = await anyio.to_thread.run_sync(_old_folders, self._folder)
+            if set_aside_files(self._folder.parent):
+                return  # the output of tasks that only a damaged database knows is not ours to remove
             stored = await self._store.stored(found)
             await anyio.to_thread.run_sync(_remove, self._folder, [name for name in found if name not in stored])
         except (StoreError, OSError) as error:

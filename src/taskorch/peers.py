@@ -106,8 +106,9 @@ class Peers:
         return self._seen.get(peer_uuid, (0, 0.0, 0.0))[2]
 
     def forget(self, peer_uuid: str) -> None:
-        """Remove a dead server's file, once its rows are settled."""
+        """Remove a dead server's files, once its rows are settled."""
         self._path(peer_uuid).unlink(missing_ok=True)
+        self._path(peer_uuid).with_suffix(".fifo").unlink(missing_ok=True)
         self._seen.pop(peer_uuid, None)
 
     def sweep(self, known: set[str]) -> None:

@@ -5,6 +5,7 @@ in this process. An empty file is made, which nobody can have opened before.
 """
 
 import fcntl
+import logging
 import os
 import stat
 import time
@@ -17,6 +18,7 @@ from taskorch.errors import StoreError
 
 MOUNTS = Path("/proc/self/mountinfo")
 BESIDE = ("", "-wal", "-shm")  # what SQLite adds to a database's name
+LEAST_FREE_BYTES = 50 << 20  # with less on its disk, no task is started
 OPENING_SECONDS = 30.0  # how long to wait for another server that opens (and perhaps converts) the file
 SHARED = {
     *("9p", "acfs", "afpfs", "afs", "beegfs", "ceph", "cifs", "coda", "fakeowner", "fhgfs", "glusterfs", "gpfs"),
@@ -27,6 +29,7 @@ SHARED_FUSE = SHARED | {
     *("curlftpfs", "davfs", "davfs2", "gcsfuse", "goofys", "google-drive-ocamlfuse", "gvfsd-fuse", "juicefs", "mfs"),
     *("onedrive", "portal", "rclone", "s3fs", "seaweedfs", "sshfs", "vmhgfs-fuse"),
 }
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +170,7 @@ def has_wal(path: Path) -> bool:
 def save_orphans(path: Path) -> None:
     """Move a `-wal` aside whose database is gone: SQLite would delete it, with what was committed there last."""
     if has_wal(path) and not (path.exists() and path.stat().st_size):
-        set_aside(path)
+        log.error("the database %s was removed; its -wal is kept as %s-wal", path, set_aside(path))
 
 
 def set_aside(path: Path) -> Path:
@@ -184,8 +187,10 @@ def set_aside(path: Path) -> Path:
 
 
 def set_aside_files(folder: Path) -> list[Path]:
-    """Damaged databases that were moved aside, oldest first; nobody but the user deletes them."""
-    return sorted(path for path in folder.glob("*.corrupt-*") if not path.name.endswith(BESIDE[1:]))
+    """Damaged databases (or what is left of them) that were moved aside, oldest first; only the user deletes them."""
+    names = {path.name for path in folder.glob("*.corrupt-*")}
+    beside = {name + ending for name in names for ending in BESIDE[1:]}
+    return [folder / name for name in sorted(names - beside)]
 
 
 def utc(moment: float) -> str:

@@ -228,7 +228,8 @@ def request_delete(task: Task, confirm: bool, now: int) -> Task | None:
             f"{task.label} is working; deleting it ends its work. Call delete_task again with confirm=true, "
             "or cancel_task first."
         )
-    return with_values(cancel(task, "deleted while working", now), delete_requested=True, updated_at=now)
+    wish = {"delete_requested": True, "updated_at": now, "version": task.version + 1}
+    return with_values(cancel(task, "deleted while working", now), **wish)
 
 
 def phase(task: Task, now: int, kinds: Collection[str]) -> Phase | None:

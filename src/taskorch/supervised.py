@@ -204,20 +204,21 @@ def never_begun(folder: Path, ordered: bool) -> bool:
         return False
 
 
-def end_leftovers(task_id: str, attempt: int) -> tuple[int, list[int]]:
-    """Kill what a killed shim left, found by the marker in its environment: how many, and who could not be ended.
+def end_leftovers(folder: Path, task_id: str, attempt: int) -> tuple[int, list[int]]:
+    """Kill what a killed shim left: how many, and who could not be ended.
 
-    Blocks for 2 s at most. Linux only; elsewhere nothing is found.
+    They are found by the marker in their environment; the first of them also by the shim's note in `folder`, as it has
+    no marker until it becomes the command. Blocks for 2 s at most. Linux only; elsewhere nothing is found.
     """
     seen: set[int] = set()
     deadline = time.monotonic() + LEFTOVER_SECONDS
-    while (left := _marked(task_id, attempt)) and time.monotonic() < deadline:
+    while (left := _marked(task_id, attempt) | _noted(folder)) and time.monotonic() < deadline:
         for pid in left:
             seen.add(pid)
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.005)  # in a worker thread
-    return len(seen), left
+    return len(seen), sorted(left)
 
 
 def compiled_shim(folder: Path) -> Path:
@@ -268,11 +269,22 @@ def _pidfd(pid: int) -> int:
         return -1
 
 
-def _marked(task_id: str, attempt: int) -> list[int]:
+def _noted(folder: Path) -> set[int]:
+    """The child that the shim has put on record, if that very process still lives."""
+    try:
+        with os.fdopen(_open_own(folder / "shim.lock", os.O_RDONLY), "rb") as file:
+            pid, started = file.read(RECORD_BYTES).splitlines()[1].split()
+        state = Path(f"/proc/{int(pid)}/stat").read_bytes().rpartition(b")")[2].split()
+    except (OSError, IndexError, ValueError):
+        return set()
+    return {int(pid)} if state[19] == started and state[0] != b"Z" else set()
+
+
+def _marked(task_id: str, attempt: int) -> set[int]:
     marks = {f"TASKORCH_TASK_ID={task_id}".encode(), f"TASKORCH_ATTEMPT={attempt}".encode()}
-    found: list[int] = []
+    found: set[int] = set()
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if marks <= set((entry / "environ").read_bytes().split(b"\0")):
-                found.append(int(entry.name))
+                found.add(int(entry.name))
     return found

@@ -123,9 +123,10 @@ class Worker:
     async def _attempt(self, task: Task, adopted: bool = False) -> None:
         kind = self._known[task.kind]
         attempt = Attempt(task, self._note_progress, adopted)
-        self._attempts[task.id, task.attempt] = attempt
-        if task.cancel_requested_at is not None or (task.id, task.attempt) in self._unwanted:
-            self._unwanted.discard((task.id, task.attempt))
+        key = task.id, task.attempt
+        self._attempts[key] = attempt
+        if task.cancel_requested_at is not None or key in self._unwanted:
+            self._unwanted.discard(key)
             attempt.end(Ending.CANCEL)
         began, started_at = time.perf_counter(), self._store.now()
         outcome: Outcome | None = Interrupted() if kind.in_process else None  # until proven otherwise
@@ -135,7 +136,8 @@ class Worker:
             log.exception("task %s attempt %s: its kind failed", task.id, task.attempt)
             outcome = Failed(Reason.ERROR, "internal error while running it; the server's log says more")
         finally:
-            del self._attempts[task.id, task.attempt]
+            if self._attempts.get(key) is attempt:  # and not one adopted back meanwhile
+                del self._attempts[key]
             self._dirty.discard(attempt)
             if pace := self._pace.get(task.kind):
                 pace.ran(time.perf_counter() - began)
@@ -167,7 +169,7 @@ class Worker:
         if self._drained or (free == 0 and queued * 2 >= max(ahead.values(), default=0)):
             return False
         if not self._room():
-            log.error("the disk is nearly full: no task is started until there is room")
+            log.error("the disk is nearly full: no task is started")
             await anyio.sleep(RETRY_SECONDS)
             return True
         self._drained = True  # unless it turns out otherwise, now or by what becomes ready meanwhile
@@ -302,9 +304,7 @@ class Worker:
                     slots.start_soon(self._attempt, mine, True)
                 continue
             if await self._store.settle(task, _left_as(remains)):
-                log.warning(
-                    "took over task %s from server %s (pid %s): %s", task.id, peer.owner, peer.pid, remains.name
-                )
+                log.warning("took over task %s of server %s (pid %s): %s", task.id, peer.owner, peer.pid, remains.name)
                 self._suspects.add(task.id)
         await self._store.leave(peer.owner)
         self._peers.forget(peer.uuid)
