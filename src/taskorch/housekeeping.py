@@ -108,7 +108,12 @@ def _old_folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     oldest = time.time() - STRAY_SECONDS
-    return [entry.name for entry in folder.iterdir() if entry.stat().st_mtime < oldest]
+    found: list[str] = []
+    for entry in folder.iterdir():
+        with suppress(FileNotFoundError):  # another server cleans up too
+            if entry.stat().st_mtime < oldest:
+                found.append(entry.name)
+    return found
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -115,9 +115,7 @@ class Peers:
         """Remove the files of servers that died before they could note themselves in the store."""
         for path in self.folder.glob("*.lock"):
             name = path.stem
-            if name in known or name in _OURS or time.time() - path.stat().st_mtime < STRAY_SECONDS:
-                continue
-            if self.is_dead(name):
+            if name not in known and name not in _OURS and _is_old(path) and self.is_dead(name):
                 self.forget(name)
 
     def _look(self, peer_uuid: str, beats: int) -> None:
@@ -172,6 +170,13 @@ def read(path: Path) -> Record | None:
         return _read(fd)
     finally:
         os.close(fd)
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime >= STRAY_SECONDS
+    except FileNotFoundError:  # another server sweeps too
+        return False
 
 
 def _read(fd: int) -> Record | None:
