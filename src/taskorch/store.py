@@ -40,9 +40,9 @@ FOLLOW_SECONDS = 0.25  # how often to look whether another process has committed
 MOST_LIVE_TASKS = 2_000_000
 
 HELD_BY = f"{SELECT} WHERE status = 'working' AND owner = ?"
-OTHERS = """SELECT id, uuid, pid, started_at FROM servers WHERE id <> :me
+OTHERS = """SELECT id, uuid, pid, started_at FROM servers WHERE id <> ?
   UNION SELECT owner, '', 0, 0 FROM tasks
-    WHERE status = 'working' AND owner <> :me AND owner NOT IN (SELECT id FROM servers)"""
+    WHERE status = 'working' AND owner <> ? AND owner NOT IN (SELECT id FROM servers)"""
 LIVE = "SELECT sum(tasks) FROM counts WHERE status IN ('waiting', 'working')"
 OLDEST_ENDED = """SELECT id FROM tasks WHERE finished_at IS NOT NULL AND id IN (SELECT value FROM json_each(?))
   ORDER BY finished_at, seq"""
@@ -229,7 +229,7 @@ class Store:
 
     async def others(self, owner: int) -> list[Peer]:
         """Every other server that is noted, or that rows still name."""
-        return await self._database.read(lambda db: [Peer(*row) for row in db.execute(OTHERS, {"me": owner})])
+        return await self._database.read(lambda db: [Peer(*row) for row in db.execute(OTHERS, (owner, owner))])
 
     async def stored(self, task_ids: Sequence[str]) -> set[str]:
         """Those of the ids that are stored."""
