@@ -131,7 +131,7 @@ def size(facts: Any) -> int:
 async def until(holds: Callable[[], Any]) -> None:
     """Wait for what no event tells."""
     with anyio.fail_after(5):
-        while not holds():  # noqa: ASYNC110
+        while not holds():  # noqa: ASYNC110  (no event of ours tells of other processes)
             await anyio.sleep(0.005)
 
 

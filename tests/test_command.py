@@ -119,7 +119,7 @@ def processes(marker: bytes) -> list[str]:
 async def until(condition: Callable[[], Any]) -> None:
     """Processes set no events: look again and again."""
     with anyio.fail_after(5):
-        while not condition():  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110  (no event of ours tells of other processes)
             await anyio.sleep(0.005)
 
 

@@ -279,3 +279,16 @@ async def test_output_over_its_quota_goes_oldest_ended_first_and_live_output_sta
     assert await left(4000) == {task.id for task in tasks}
     assert await left(2500) == {third.id, live.id}
     assert await left(1) == {live.id}
+
+
+async def test_output_that_only_a_damaged_database_knows_is_kept(housekeeper: Housekeeper, folder: Path) -> None:
+    stray = folder / "told2hear"
+    stray.mkdir(parents=True)
+    os.utime(stray, (0, 0))
+    aside = folder.parent / "taskorch.db.corrupt-20261124T000000Z"
+    aside.touch()
+    await housekeeper.clean()
+    assert os.listdir(folder) == [stray.name]
+    os.unlink(aside)
+    await housekeeper.clean()
+    assert os.listdir(folder) == []

@@ -619,6 +619,19 @@ async def test_claiming_goes_on_when_the_store_is_free_again(
         assert (await pool.ended(task)).status is Status.COMPLETED
 
 
+async def test_an_attempt_that_is_adopted_back_while_it_still_runs_ends_no_server(pool: Pool, gate: Gate) -> None:
+    """As when a server wakes from a freeze, and takes over from one that had taken over from it."""
+    async with pool.running(1, work=gate.kind, fine=ok) as running, anyio.create_task_group() as group:
+        task = await pool.add()
+        await gate.begun.wait()
+        group.start_soon(running._attempt, await pool.get(task), True)
+        await anyio.wait_all_tasks_blocked()
+        gate.open.set()
+        assert (await pool.ended(task)).status is Status.COMPLETED
+        assert (await pool.ended(await pool.add("fine"))).status is Status.COMPLETED
+        assert running.busy == 0
+
+
 async def test_nothing_is_claimed_while_the_disk_is_nearly_full(
     pool: Pool, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,8 @@ class Bell:
                 pass
 
     def _heard(self, changes: Sequence[Change]) -> None:
+        if self._urgent.is_set():  # it rings anyway
+            return
         for _, task in changes:
             if task is None or task.ended:
                 self._news.set()

@@ -32,7 +32,7 @@ def patiently(step: Callable[[], object], stopping: Callable[[], bool] = lambda:
             raise StoreError(
                 "The store is busy: another process holds its write lock. Nothing was changed; call again in a moment."
             )
-        time.sleep(0.001 + 0.004 * random.random())
+        time.sleep(0.001 + 0.004 * random.random())  # on the connection's own thread; nothing tells of a freed lock
 
 
 def _is_busy(error: sqlite3.OperationalError) -> bool:

@@ -17,12 +17,16 @@ ATTEMPT_END = ("started_at", "ended_at", "outcome", "reason", "message", "exit_c
 def settle(tx: Transaction, ends: Sequence[End], clock: Callable[[], int]) -> list[Task]:
     """Record how attempts ended. Those that are no longer their owners' are left as they are, and returned."""
     now = clock()
-    usual = [(task, outcome, started_at) for task, outcome, started_at in ends if _is_usual(task, outcome)]
-    written = [(task, rules.settle(task, outcome, now, started_at), outcome) for task, outcome, started_at in usual]
-    others = [end for end in ends if not _is_usual(end[0], end[1])]
-    if not _complete(tx, written):
-        written, others = [], ends
-    settled = [(after, outcome) for _, after, outcome in written]
+    usual: list[tuple[Task, Task, Completed]] = []  # by far the most frequent end: the work of a claimed task returned
+    others: list[End] = []
+    for task, outcome, started_at in ends:
+        if isinstance(outcome, Completed) and task.status is Status.WORKING:
+            usual.append((task, rules.settle(task, outcome, now, started_at), outcome))
+        else:
+            others.append((task, outcome, started_at))
+    if not _complete(tx, usual):
+        usual, others = [], list(ends)
+    settled: list[tuple[Task, Outcome]] = [(after, outcome) for _, after, outcome in usual]
     lost: list[Task] = []
     for task, outcome, started_at in others:
         after = _settle(tx, task, outcome, started_at, now)
@@ -34,12 +38,7 @@ def settle(tx: Transaction, ends: Sequence[End], clock: Callable[[], int]) -> li
     return lost
 
 
-def _is_usual(task: Task, outcome: Outcome) -> bool:
-    """By far the most frequent end: the work of a claimed task returned."""
-    return isinstance(outcome, Completed) and task.status is Status.WORKING
-
-
-def _complete(tx: Transaction, ends: Sequence[tuple[Task, Task, Outcome]]) -> bool:
+def _complete(tx: Transaction, ends: Sequence[tuple[Task, Task, Completed]]) -> bool:
     """Write the most frequent ends without loading the rows. False: nothing is written, as some row is not what it was.
 
     Each end is the task as claimed and as completed: the fence and the version say that nothing but progress was
@@ -47,7 +46,7 @@ def _complete(tx: Transaction, ends: Sequence[tuple[Task, Task, Outcome]]) -> bo
     """
     rows = [
         (
-            *("completed", None, getattr(outcome, "text", None) or dumps(after.result), None),
+            *("completed", None, outcome.text or dumps(after.result), None),
             *(after.started_at, after.finished_at, after.updated_at, after.version),
             *(*fence(before), before.version),
         )

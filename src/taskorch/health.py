@@ -12,7 +12,7 @@ from typing import Any
 import anyio.to_thread
 
 from taskorch.errors import StoreError
-from taskorch.place import set_aside_files
+from taskorch.place import free_bytes, set_aside_files
 from taskorch.queries import HOUR_MS, WINDOW_MS, Stats
 from taskorch.replies import Facts, Reply, counts_text, iso
 from taskorch.service import Service
@@ -112,10 +112,9 @@ def _queue(stats: Stats, now: int) -> Facts:
 
 def _disk(service: Service) -> Facts:
     try:
-        usage = os.statvfs(service.output_folder.parent)
+        facts: Facts = {"free_bytes": free_bytes(service.output_folder.parent)}
     except OSError:
         return {}
-    facts: Facts = {"free_bytes": usage.f_bavail * usage.f_frsize}
     if kept := set_aside_files(service.output_folder.parent):
         facts["damaged_files_kept"] = [path.name for path in kept]
     return facts

@@ -59,9 +59,9 @@ class Housekeeper:
         """Delete what is past retention, and folders that no task owns (a crash may come between row and files)."""
         try:
             await self._store.purge(self._keep_ms, self._keep_failed_ms)
-            found = await anyio.to_thread.run_sync(_old_folders, self._folder)
             if set_aside_files(self._folder.parent):
                 return  # the output of tasks that only a damaged database knows is not ours to remove
+            found = await anyio.to_thread.run_sync(_old_folders, self._folder)
             stored = await self._store.stored(found)
             await anyio.to_thread.run_sync(_remove, self._folder, [name for name in found if name not in stored])
         except (StoreError, OSError) as error:
@@ -79,6 +79,8 @@ class Housekeeper:
                 break
             removed.append(task_id)
             over -= sizes[task_id]
+        if not removed:
+            return  # live tasks alone are over it
         await anyio.to_thread.run_sync(_remove, self._folder, removed)
         log.warning("output over its quota: that of %s ended task(s) was removed", len(removed))
 
