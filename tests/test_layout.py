@@ -38,7 +38,7 @@ STORE = {
     "store",
     "queries",
 }
-MCP = {"answered", "arguments", "tools", "service", "replies", "history", "health", "server", "resources"}
+MCP = {"aliases", "answered", "arguments", "tools", "service", "replies", "history", "health", "server", "resources"}
 FRONT = {"__init__", "__main__", "app", "parent", "cli", "config", "demo", "diagnosis", "doctor", "shim"}
 STARTS_WORK = {"worker", "handlers", "command", "supervised"}
 SDK = {"mcp", "mcp_types"}

@@ -1,7 +1,8 @@
 """What a caller may be told. Every message here is written to be shown to a model or a person."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Sequence
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -51,10 +52,10 @@ def cut(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Collection[str]) -> str:
     """` Did you mean 'x'?`, or nothing when no known name is near."""
-    near = [word for word in known if word == _SYNONYMS.get(name)]
-    near += difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    near = [right for right, words in _SYNONYMS.items() if right in known and name.lower() in words.split()]
+    near += difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
@@ -69,7 +70,8 @@ def _sentence(mistake: ErrorDetails, where: str, known: Sequence[str]) -> str:
             choice = f" Allowed: {', '.join(known)}." if known else ""
             return f"Unknown argument {shown(path)}.{did_you_mean(name, known)}{choice}"
         case "literal_error" | "enum":
-            return f"{path} {shown(value)} is not allowed; use {ctx['expected']}."
+            near = did_you_mean(value, re.findall("'(.*?)'", ctx["expected"])) if isinstance(value, str) else ""
+            return f"{path} {shown(value)} is not allowed; use {ctx['expected']}.{near}"
         case "value_error":
             return f"{path} {ctx['error']}."
         case kind if kind in _LIMITS:
@@ -79,7 +81,34 @@ def _sentence(mistake: ErrorDetails, where: str, known: Sequence[str]) -> str:
             return f"{path} {shown(value)} is not allowed; it must be {wanted or 'of another type'}."
 
 
-_SYNONYMS = {"id": "task_id", "ids": "task_ids", "retries": "max_attempts", "args": "payload", "tags": "labels"}
+# What other systems call it. Names that can mean one thing only are understood: see aliases.py.
+_SYNONYMS = {
+    "waiting": "pending queued todo open scheduled not_started",
+    "working": "running active in_progress started processing",
+    "completed": "done success succeeded complete finished ok",
+    "failed": "error errored failure timeout",
+    "cancelled": "canceled aborted killed stopped",
+    "medium": "normal default",
+    "high": "urgent critical highest",
+    "low": "lowest background",
+    "survive": "continue keep detach",
+    "full": "all verbose",
+    "max_attempts": "attempts tries",
+    "payload": "args arguments input params parameters data",
+    "timeout_seconds": "timeout timeout_ms wait max_wait wait_seconds seconds",
+    "delay_seconds": "delay delay_ms delay_minutes in",
+    "run_at": "at when start_at scheduled_at schedule",
+    "expires_at": "deadline ttl expires",
+    "name": "description label",
+    "tail_bytes": "tail lines limit max_bytes head",
+    "grep": "pattern search filter query",
+    "text": "query search q filter name",
+    "cursor": "page page_token offset next_cursor",
+    "limit": "page_size max_results count",
+    "until": "mode wait_for",
+    "confirm": "force yes",
+    "expected_version": "version if_version",
+}
 _LIMITS = {
     "greater_than": "be greater than {gt:.15g}",
     "greater_than_equal": "be at least {ge:.15g}",

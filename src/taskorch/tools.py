@@ -9,6 +9,7 @@ import anyio.to_thread
 
 from taskorch import arguments as args
 from taskorch import output
+from taskorch.aliases import understood
 from taskorch.errors import InvalidInput, did_you_mean, shown
 from taskorch.health import stats_reply
 from taskorch.history import full_reply
@@ -251,7 +252,8 @@ async def call_tool(service: Service, call: Call, name: str, raw: Mapping[str, A
     """Run a tool that exists. Raises TaskError with a text for the model."""
     tool = TOOLS[name]
     try:
-        return await tool.run(service, call, args.parse(tool.arguments, raw))
+        given = understood(raw, tool.arguments.model_fields)
+        return await tool.run(service, call, args.parse(tool.arguments, given))
     except InvalidInput as error:
         raise InvalidInput(f"{error} Nothing was done; correct this and call {name} again.") from None
 
