@@ -104,7 +104,8 @@ def test_a_sound_folder_is_left_as_it_is_to_the_last_byte(state: Path) -> None:
     before = contents(state)
     checks = examine(state)
     assert {name: check.state for name, check in checks.items() if name != "sqlite" and check.state != OK} == {}
-    assert checks["database"].text.startswith("schema 1, ") and checks["database"].text.endswith(" KiB, sound")
+    text = checks["database"].text
+    assert text.startswith(f"schema {schema.version()}, ") and text.endswith(" KiB, sound")
     assert contents(state) == before
 
 
@@ -192,7 +193,7 @@ def test_a_wrong_setting_is_named_and_the_rest_is_looked_at_all_the_same(
     checks = {check.name: check for check in found}
     assert folder == state
     assert checks["settings"].state == FAIL and "concurrency 'many' is not allowed" in checks["settings"].text
-    assert checks["database"].text.startswith("schema 1")
+    assert checks["database"].text.startswith(f"schema {schema.version()}")
 
 
 @pytest.mark.parametrize("text", [b"concurrency = \n", b"x = \xe4\n"])

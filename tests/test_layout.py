@@ -32,6 +32,7 @@ STORE = {
     "connection",
     "database",
     "bulk",
+    "removed",
     "rows",
     "ends",
     "claims",

@@ -2,6 +2,7 @@
 
 import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import anyio
 import pytest
 from fakes import Clock
 
-from taskorch import housekeeping
+from taskorch import housekeeping, removed
 from taskorch import queries as module
 from taskorch.database import Database, open_database
-from taskorch.errors import StoreError
+from taskorch.errors import NotFound, StoreError
 from taskorch.housekeeping import Housekeeper
+from taskorch.queries import Queries
 from taskorch.store import Store
 from taskorch.task import Cancelled, Completed, Failed, NewTask, Outcome, Reason, Task
 
@@ -148,16 +150,55 @@ async def test_a_task_retried_between_reading_and_deleting_stays(
     write = database.write
 
     async with open_database(tmp_path / "state" / "taskorch.db") as elsewhere:
-        other = Store(elsewhere, clock)
+        other, queries = Store(elsewhere, clock), Queries(elsewhere)
 
         async def late_write(function: Any) -> Any:
-            await other.retry(task.id, None, "bob")
+            if (await queries.get(task.id)).ended:
+                await other.retry(task.id, None, "bob")
             return await write(function)
 
         monkeypatch.setattr(database, "write", late_write)
         assert await store.purge(*KEEP) == 1
     assert await left(database) == {"failed"}
     assert await store.stored([task.id, gone.id]) == {task.id}
+
+
+async def test_who_asks_for_a_removed_task_is_told_what_became_of_it(
+    store: Store, database: Database, clock: Clock
+) -> None:
+    queries = Queries(database)
+    gone, other = await ended(store, FINAL, "gone"), await ended(store, Completed(1), "other")
+    clock.advance(31 * DAY_SECONDS)
+    when = datetime.fromtimestamp(clock() / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    await store.delete(other.id, False, "alice")
+    assert await store.purge(*KEEP) == 1
+    for reference, said in (
+        (gone.id, f"It was removed at {when}: its retention ended."),
+        ("gone", f"It was removed at {when} ({gone.id}): its retention ended."),
+        (other.id, f"It was removed at {when}: deleted by alice."),
+    ):
+        with pytest.raises(NotFound) as told:
+            await queries.resolve(reference)
+        assert said in str(told.value) and "Call list_tasks" in str(told.value)
+
+
+async def test_what_became_of_tasks_is_forgotten_in_time_and_in_number(
+    store: Store, database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removed, "MOST", 2)
+
+    async def noted() -> set[str]:
+        return await database.read(lambda db: {name for (name,) in db.execute("SELECT name FROM removed")})
+
+    for name in "abc":
+        await store.delete((await ended(store, Completed(1), name)).id, False, "alice")
+        clock.advance(1)
+    assert await noted() == {"a", "b", "c"}
+    await store.purge(*KEEP)
+    assert await noted() == {"b", "c"}
+    clock.advance(31 * DAY_SECONDS)
+    await store.purge(*KEEP)
+    assert await noted() == set()
 
 
 async def test_listeners_are_told_which_tasks_went(store: Store, clock: Clock) -> None:

@@ -18,6 +18,7 @@ from taskorch.database import open_database
 from taskorch.errors import StoreError
 
 SECONDS = 20.0
+TODAY = schema.version()
 KILLED_STEP = """if True:
     import os, pathlib, signal, sys
     from taskorch import schema
@@ -77,7 +78,7 @@ def outdated(old: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def ask(path: Path, sql: str) -> list[tuple[object, ...]]:
-    with closing(sqlite3.connect(path)) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         return connection.execute(sql).fetchall()
 
 
@@ -102,15 +103,32 @@ def environment() -> dict[str, str]:
 
 def test_a_new_file_has_today_s_version_and_needs_no_copy(path: Path) -> None:
     schema.make_ready(path)
-    assert user_version(path) == schema.version() == 1
+    assert user_version(path) == schema.version() == TODAY
     assert "tasks" in tables(path)
     assert os.listdir(path.parent) == ["taskorch.db"]
+
+
+def test_a_file_of_the_first_version_keeps_its_tasks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as first:
+        first.setattr(schema, "STEPS", schema.STEPS[:1])
+        schema.make_ready(path)
+        values = "1, 't0123456789abcdef', 'old', 'echo', '{}', 'cancelled', 1, 1, 0, 0, 0, 3, 0, 60.0, 'survive'"
+        names = "seq, id, name, kind, payload, status, priority, rank, ready, paused, attempt, max_attempts"
+        ask(
+            path,
+            f"INSERT INTO tasks({names}, interruptions, timeout_seconds, on_server_exit, error, delete_requested, "
+            f"created_at, updated_at, finished_at, version) VALUES ({values}, '{{}}', 0, 5, 5, 5, 1)",
+        )
+    schema.make_ready(path)
+    assert user_version(path) == TODAY
+    assert ask(path, "SELECT id, name FROM tasks") == [("t0123456789abcdef", "old")]
+    assert ask(path, "SELECT * FROM removed") == []
 
 
 @pytest.mark.usefixtures("newer")
 def test_a_new_file_climbs_every_step(path: Path) -> None:
     schema.make_ready(path)
-    assert user_version(path) == 2
+    assert user_version(path) == TODAY + 1
     assert {"tasks", "more"} <= tables(path)
     assert not (path.parent / backup.FOLDER).exists()
 
@@ -119,11 +137,11 @@ def test_an_older_file_is_copied_and_then_converted(old: Path, monkeypatch: pyte
     more = [lambda db: db.execute("CREATE TABLE two(x)"), lambda db: db.execute("ALTER TABLE two RENAME TO three")]
     monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, *more))
     schema.make_ready(old)
-    assert user_version(old) == 3
+    assert user_version(old) == TODAY + 2
     assert "three" in tables(old) and "two" not in tables(old)
     [copy] = backup.automatic(old.parent / backup.FOLDER)
-    assert copy.name.endswith("-before-migration-from-1.db")
-    assert user_version(copy) == 1
+    assert copy.name.endswith(f"-before-migration-from-{TODAY}.db")
+    assert user_version(copy) == TODAY
     assert ask(copy, "SELECT count(*) FROM notes") == ask(old, "SELECT count(*) FROM notes") == [(100,)]
     assert "three" not in tables(copy)
 
@@ -137,7 +155,7 @@ def test_a_file_is_copied_and_converted_once(outdated: Path) -> None:
 def test_servers_that_start_at_once_copy_and_convert_once(outdated: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: schema.make_ready(outdated), range(8)))
-    assert user_version(outdated) == 2
+    assert user_version(outdated) == TODAY + 1
     assert len(backup.automatic(outdated.parent / backup.FOLDER)) == 1
 
 
@@ -146,12 +164,12 @@ def test_a_kill_between_two_statements_of_a_step_leaves_the_old_version(
 ) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED_STEP, old], env=environment(), timeout=SECONDS)
     assert done.returncode == -signal.SIGKILL
-    assert user_version(old) == 1
+    assert user_version(old) == TODAY
     assert "half" not in tables(old)
     assert ask(old, "SELECT count(*) FROM notes WHERE text = 'changed'") == [(0,)]
     request.getfixturevalue("newer")
     schema.make_ready(old, alone=yes)
-    assert user_version(old) == 2
+    assert user_version(old) == TODAY + 1
     assert len(backup.automatic(old.parent / backup.FOLDER)) == 2  # also when both start within one second
 
 
@@ -163,14 +181,14 @@ def test_a_step_that_fails_leaves_the_old_version(old: Path, monkeypatch: pytest
     monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, step))
     with pytest.raises(StoreError, match="syntax error"):
         schema.make_ready(old)
-    assert (user_version(old), ask(old, "SELECT count(*) FROM notes")) == (1, [(100,)])
+    assert (user_version(old), ask(old, "SELECT count(*) FROM notes")) == (TODAY, [(100,)])
 
 
 def test_without_a_copy_nothing_is_converted(outdated: Path) -> None:
     (outdated.parent / backup.FOLDER).write_text("in the way")
     with pytest.raises(StoreError, match="backups cannot be made"):
         schema.make_ready(outdated)
-    assert user_version(outdated) == 1
+    assert user_version(outdated) == TODAY
     assert "more" not in tables(outdated)
 
 
@@ -179,16 +197,16 @@ def test_a_copy_that_fails_keeps_the_old_version(outdated: Path, monkeypatch: py
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(backup, "copy", full)
-    with pytest.raises(StoreError, match=r"older taskorch \(schema 1\).*disk is full\. Free space in"):
+    with pytest.raises(StoreError, match=rf"older taskorch \(schema {TODAY}\).*disk is full\. Free space in"):
         schema.make_ready(outdated)
-    assert user_version(outdated) == 1
+    assert user_version(outdated) == TODAY
 
 
-@pytest.mark.parametrize("found", [2, 99])
+@pytest.mark.parametrize("found", [TODAY + 1, 99])
 def test_a_newer_file_is_refused_and_left_unharmed(found: int, old: Path) -> None:
     ask(old, f"PRAGMA user_version={found}")
     before = content(old)
-    with pytest.raises(StoreError, match=rf"newer taskorch \(schema {found}; this one knows 1\).*Upgrade"):
+    with pytest.raises(StoreError, match=rf"newer taskorch \(schema {found}; this one knows {TODAY}\).*Upgrade"):
         schema.make_ready(old, alone=yes)
     assert content(old) == before
     assert os.listdir(old.parent) == ["taskorch.db"]
@@ -233,7 +251,7 @@ def test_servers_that_start_at_once_on_a_damaged_file_agree_on_one_new_one(path:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: schema.make_ready(path, alone=yes), range(8)))
     assert len(place.set_aside_files(path.parent)) == 1
-    assert user_version(path) == 1
+    assert user_version(path) == TODAY
 
 
 def test_damage_deep_inside_is_found_after_a_crash(old: Path) -> None:
@@ -251,7 +269,7 @@ def test_damage_deep_inside_is_found_after_a_crash(old: Path) -> None:
     schema.make_ready(old, alone=yes)
     [aside] = place.set_aside_files(old.parent)
     assert (content(aside), content(aside.with_name(f"{aside.name}-wal"))) == before
-    assert user_version(old) == 1
+    assert user_version(old) == TODAY
 
 
 def test_a_sound_file_is_kept_after_a_crash_with_what_was_committed_last(old: Path) -> None:

@@ -527,6 +527,8 @@ async def test_a_working_task_is_deleted_only_when_confirmed(client: Client) -> 
     reply = await call(client, "delete_task", task_id=task["id"], confirm=True)
     assert reply.facts == {"id": task["id"], "deleted": True}
     assert (await call(client, "list_tasks")).facts["tasks"] == []
+    text = await refused(client, "get_task", task_id=task["id"])
+    assert "It was removed at 20" in text and "deleted by a client, while it worked" in text
 
 
 async def test_a_task_that_ends_slowly_is_deleted_when_it_has_ended(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from taskorch import bulk, rules
+from taskorch import bulk, removed, rules
 from taskorch.database import Transaction
 from taskorch.rows import FENCE, changed, delete, dumps, fence, held, save
 from taskorch.task import Completed, Failed, Outcome, Reason, Status, Task
@@ -69,7 +69,10 @@ def _settle(tx: Transaction, task: Task, outcome: Outcome, started_at: int | Non
         return None
     after = rules.settle(before, outcome, now, started_at)
     if after.delete_requested:
-        return after if delete(tx, before) else None
+        if not delete(tx, before):
+            return None
+        removed.note(tx, before, "a client, while it worked", now)
+        return after
     return save(tx, before, after)
 
 

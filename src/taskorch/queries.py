@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from taskorch import removed
 from taskorch.database import Database
 from taskorch.errors import InvalidInput, NotFound, shown
 from taskorch.ids import FULL_ID, PREFIX
@@ -155,7 +156,8 @@ def _resolve(db: sqlite3.Connection, reference: str, prefixes: bool) -> Task:
             return found[0]
         if found:
             raise InvalidInput(_several(reference, found))
-    raise NotFound(f"No task {shown(reference)}.{_nearest(db, reference)} Call list_tasks to see ids and names.")
+    known = removed.told(db, reference) or _nearest(db, reference)
+    raise NotFound(f"No task {shown(reference)}.{known} Call list_tasks to see ids and names.")
 
 
 def _several(reference: str, found: list[Task]) -> str:

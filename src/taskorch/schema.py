@@ -39,7 +39,8 @@ def run_script(name: str) -> Step:
     return run
 
 
-STEPS: Sequence[Step] = (run_script("schema.sql"),)  # each brings a file from the version that is its place to the next
+# Each brings a file from the version that is its place to the next.
+STEPS: Sequence[Step] = (run_script("schema.sql"), run_script("migrations/002.sql"))
 
 
 def version() -> int:

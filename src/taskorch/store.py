@@ -12,7 +12,7 @@ from typing import Any
 
 import anyio
 
-from taskorch import claims, rules
+from taskorch import claims, removed, rules
 from taskorch.database import Database, Transaction
 from taskorch.ends import End, settle
 from taskorch.errors import Conflict, StoreError
@@ -148,7 +148,8 @@ class Store:
             before = load(tx, task_id)
             after = rules.request_delete(before, confirm, self.now())
             if after is None:
-                delete(tx, before)
+                if delete(tx, before):
+                    removed.note(tx, before, by, self.now())
                 return None
             save(tx, before, after)
             note(tx, after, "cancel_requested", by, after.cancel_reason)
@@ -237,12 +238,13 @@ class Store:
 
     async def purge(self, keep_ms: int, keep_failed_ms: int) -> int:
         """Delete ended tasks older than that; how many."""
-        removed, after = 0, 0
+        gone, after = 0, 0
         cutoffs = (self.now() - keep_ms, self.now() - keep_failed_ms)
         while after is not None:
             old, after = await self._database.read(partial(past_retention, after=after, cutoffs=cutoffs))
-            removed += await self._database.write(partial(_remove, tasks=old)) if old else 0
-        return removed
+            gone += await self._database.write(partial(_remove, tasks=old, now=self.now())) if old else 0
+        await self._database.write(lambda tx: removed.prune(tx, self.now()))
+        return gone
 
     async def oldest_ended(self, task_ids: Sequence[str]) -> list[str]:
         """Those of the ids whose tasks have ended, the longest ago first."""
@@ -271,5 +273,8 @@ class Store:
             listener(changed)
 
 
-def _remove(tx: Transaction, tasks: Sequence[Task]) -> int:
-    return sum(delete(tx, task) for task in tasks)  # not what was retried since it was read
+def _remove(tx: Transaction, tasks: Sequence[Task], now: int) -> int:
+    gone = [task for task in tasks if delete(tx, task)]  # not what was retried since it was read
+    for task in gone:
+        removed.note(tx, task, removed.RETENTION, now)
+    return len(gone)
