@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -93,7 +94,7 @@ def check_task(reply: Answer) -> Facts:
     _check_state(facts)
     assert facts["priority"] in ("low", "medium", "high")
     assert (facts["status"] in STATUSES[2:]) == ("finished_at" in facts)
-    assert (facts["attempt"] > 0) == ("started_at" in facts)
+    assert (facts["attempt"] > 0 and facts["status"] != "waiting") == ("started_at" in facts)
     assert "run_at" not in facts or facts["status"] == "waiting"
     assert "result" not in facts or facts["status"] == "completed"
     for name in [name for name in facts if name.endswith("_at")]:
@@ -102,11 +103,32 @@ def check_task(reply: Answer) -> Facts:
     assert not error or {"reason", "message"} <= error.keys() <= {"reason", "message", "exit_code"}
     said = [facts["id"], facts["status"], facts["priority"], facts["kind"], f"version {facts['version']}"]
     said += [f"{facts['attempt']}/{facts['max_attempts']}", facts["created_at"]]
-    said += [facts[name] for name in ("name", "phase", "started_at", "finished_at", "next") if name in facts]
+    said += [facts[name] for name in ("name", "phase", "next") if name in facts]
+    said += [str(error["exit_code"])] if "exit_code" in error else []
+    said += _durations(facts)
     said += [str(error[name]) for name in ("reason", "message") if name in error]
     for word in said:
         assert word in reply.text, f"the text does not say {word!r}:\n{reply.text}"
     return facts
+
+
+def _durations(facts: Facts) -> list[str]:
+    """The text says the later times as durations."""
+    at = {
+        name: datetime.fromisoformat(facts[f"{name}_at"])
+        for name in ("created", "started", "finished")
+        if f"{name}_at" in facts
+    }
+    said = [f"started after {seconds(at['started'] - at['created'])}"] if "started" in at else []
+    if "finished" in at and "started" in at:
+        said.append(f"ran {seconds(at['finished'] - at['started'])}")
+    elif "finished" in at:
+        said.append(f"ended after {seconds(at['finished'] - at['created'])}")
+    return said
+
+
+def seconds(time: timedelta) -> str:
+    return f"{time.total_seconds():.3f} s"
 
 
 def check_row(row: Facts, text: str) -> None:

@@ -39,7 +39,19 @@ STORE = {
     "store",
     "queries",
 }
-MCP = {"aliases", "answered", "arguments", "tools", "service", "replies", "history", "health", "server", "resources"}
+MCP = {
+    "wording",
+    "aliases",
+    "answered",
+    "arguments",
+    "tools",
+    "service",
+    "replies",
+    "history",
+    "health",
+    "server",
+    "resources",
+}
 FRONT = {"__init__", "__main__", "app", "parent", "cli", "config", "demo", "diagnosis", "doctor", "shim"}
 STARTS_WORK = {"worker", "handlers", "command", "supervised"}
 SDK = {"mcp", "mcp_types"}

@@ -28,11 +28,12 @@ from taskorch.app import App, running
 from taskorch.history import full_reply
 from taskorch.output import attempt_folder
 from taskorch.queries import History, Page
-from taskorch.replies import Reply, Tail, View, iso, list_reply, task_reply, wait_reply
+from taskorch.replies import Reply, Tail, View, list_reply, task_reply, wait_reply
 from taskorch.task import Completed, Error, Failed, NewTask, Outcome, Priority, Progress, Reason, Status, Task
+from taskorch.wording import iso
 
 NOW = 1_800_000_000_000
-VIEW = View(NOW, {"command", "echo"})
+VIEW = View(NOW, {"command", "echo"}, 50)
 ID = "t69az46cfe84017ff"
 NAMES = ("n" * 200, "é" * 200, "夜" * 200, "😀" * 200)
 HOSTILE = {
@@ -118,15 +119,16 @@ def test_a_full_page_of_a_list_is_bounded() -> None:
         started(name="backup"),
         settled(Completed({"exit_code": 0, "output_bytes": 123_456}), name="backup"),
         settled(Completed({"exit_code": 0, "output_bytes": 123_456}), name="nightly backup"),
-        settled(Failed(Reason.EXIT_CODE, "exit code 3", 3, False), name="backup"),
+        settled(Failed(Reason.EXIT_CODE, "exit code 3: no such file", 3, False), name="backup"),
     ],
     ids=["ready", "scheduled", "working", "completed", "longer name", "failed"],
 )
-def test_an_ordinary_task_takes_four_hundred_bytes(usual: Task) -> None:
+def test_an_ordinary_task_takes_four_hundred_bytes_and_nothing_is_cut(usual: Task) -> None:
     reply = both(task_reply(usual, VIEW, "Created "))
     check_task(reply)
     assert reply.text_bytes <= 400
     assert reply.facts_bytes <= 400
+    assert "…" not in reply.text
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
@@ -134,14 +136,16 @@ def test_an_ordinary_task_takes_four_hundred_bytes(usual: Task) -> None:
 def test_a_concise_task_is_bounded_whatever_it_holds(name: str, text: bytes) -> None:
     message = text.decode("utf-8", "replace")
     for worst in (
-        settled(Failed(Reason.INVALID_PAYLOAD, message, 255, False), name=name),
-        settled(Failed(Reason.INVALID_PAYLOAD, message, 255), name=name),
+        settled(Failed(Reason.EXIT_CODE, message, 255, False), name=name, kind="k" * 100, version=10**6),
+        settled(Failed(Reason.DEPENDENCY_FAILED, message, None, False), name=name, attempt=99, max_attempts=100),
+        settled(Failed(Reason.EXIT_CODE, message, 255), name=name),
         settled(Completed({"text": message}), name=name),
         dataclasses.replace(started(name=name), progress=Progress(1e300, 1e300, message)),
     ):
         reply = both(task_reply(worst, VIEW))
         check_task(reply)
-        assert reply.text_bytes <= 1_300 and reply.facts_bytes <= 1_600
+        assert reply.text_bytes <= 400 and reply.facts_bytes <= 400
+        assert size({"content": [{"type": "text", "text": reply.text}], "structuredContent": reply.facts}) <= 800
 
 
 def test_what_was_cut_says_how_long_it_is() -> None:
@@ -149,8 +153,8 @@ def test_what_was_cut_says_how_long_it_is() -> None:
     reply = task_reply(settled(Completed(value)), VIEW)
     assert reply.facts["result_bytes"] == size(value) and "1011 bytes in all" in reply.text
     assert reply.facts["result"].endswith("…") and len(reply.facts["result"].encode()) <= 200
-    whole = task_reply(settled(Completed({"text": "x" * 150})), VIEW)
-    assert "result_bytes" not in whole.facts and whole.facts["result"] == {"text": "x" * 150}
+    whole = task_reply(settled(Completed({"text": "x" * 80}), kind="echo"), VIEW)
+    assert "result_bytes" not in whole.facts and whole.facts["result"] == {"text": "x" * 80}
 
 
 @pytest.mark.parametrize("character", ["é", "夜", "😀"])

@@ -21,8 +21,8 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from taskorch.errors import InvalidInput, cut, readable, shown
 from taskorch.ids import FULL_ID
-from taskorch.replies import iso
 from taskorch.rows import dumps
+from taskorch.wording import iso
 
 PAYLOAD_BYTES = 262_144
 DEPTH = 32

@@ -14,9 +14,10 @@ import anyio.to_thread
 from taskorch.errors import StoreError
 from taskorch.place import free_bytes, set_aside_files
 from taskorch.queries import HOUR_MS, WINDOW_MS, Stats
-from taskorch.replies import Facts, Reply, counts_text, iso
+from taskorch.replies import Reply
 from taskorch.service import Service
 from taskorch.task import Status
+from taskorch.wording import Facts, counts_text, iso
 
 SLOW_MS = 1_000.0  # a store that takes longer for one write is called degraded
 

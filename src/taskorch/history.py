@@ -4,21 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskorch.queries import History
-from taskorch.replies import (
-    CONCISE_BYTES,
-    Facts,
-    Reply,
-    View,
-    cut_bytes,
-    cut_json,
-    details,
-    headline,
-    iso,
-    present,
-    task_facts,
-)
+from taskorch.replies import CONCISE_BYTES, Reply, View, details, headline, task_facts
 from taskorch.rows import dumps
 from taskorch.task import Task
+from taskorch.wording import Facts, cut_bytes, cut_json, iso, present
 
 FULL_BYTES = 16_384  # of a payload, a result, an error's message
 
@@ -43,7 +32,7 @@ def full_reply(task: Task, history: History, view: View, folder: str | None) -> 
     labels = f", labels: {', '.join(task.labels)}" if task.labels else ""
     payload = facts["payload"] if "payload_bytes" in facts else dumps(facts["payload"])
     expires = f", expires {facts['expires_at']}" if task.expires_at else ""
-    lines = [headline(task, view), *details(facts), f"payload: {payload}", settings + labels + expires]
+    lines = [headline(task, facts, view), *details(task, facts), f"payload: {payload}", settings + labels + expires]
     lines += [f"output files: {folder}"] if folder else []
     lines += ["history:", f"  {iso(task.created_at)} created", *_history_lines(history)]
     return Reply("\n".join(lines), facts)

@@ -20,11 +20,12 @@ from taskorch.health import stats_reply
 from taskorch.history import full_reply
 from taskorch.ids import FULL_ID
 from taskorch.queries import Filters
-from taskorch.replies import clean_text, list_reply, output_reply
+from taskorch.replies import list_reply, output_reply
 from taskorch.rows import dumps
 from taskorch.service import Service
 from taskorch.store import Change
 from taskorch.task import Status, Task
+from taskorch.wording import clean_text
 
 Ctx = ServerRequestContext[Any]
 Looks = tuple[int, int] | None  # None: it is not stored

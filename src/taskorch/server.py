@@ -13,10 +13,11 @@ from mcp.shared.exceptions import MCPError
 
 from taskorch.arguments import schema
 from taskorch.errors import TaskError, shown
-from taskorch.replies import Reply, clean_text
+from taskorch.replies import Reply
 from taskorch.resources import Resources
 from taskorch.service import Service
 from taskorch.tools import TOOLS, Call, Tool, call_tool
+from taskorch.wording import clean_text
 
 Ctx = ServerRequestContext[Any]
 Params = TypeVar("Params")

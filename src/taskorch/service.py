@@ -42,7 +42,7 @@ class Service:
 
     async def view(self) -> View:
         """What replies need to know of this moment."""
-        return View(self.store.now(), await self.queries.runnable())
+        return View(self.store.now(), await self.queries.runnable(), self.wait_cap_seconds)
 
     async def stored(self, references: Sequence[str]) -> tuple[list[str], list[str]]:
         """The ids that are meant, each once, and the full ids that are no longer stored.
