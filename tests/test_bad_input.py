@@ -327,8 +327,11 @@ async def refused(app: App, clients: dict[str, Client], door: str, tool: str, ar
     async def tell(value: float, total: float, message: str) -> None:
         pass
 
+    async def nobody(question: str, about: str) -> None:
+        return None
+
     with pytest.raises(TaskError) as error:
-        await call_tool(app.service, Call("test", tell), tool, arguments or {})
+        await call_tool(app.service, Call("test", tell, nobody), tool, arguments or {})
     text = str(error.value)
     text.encode()
     return text

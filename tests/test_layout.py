@@ -42,6 +42,7 @@ STORE = {
 MCP = {
     "wording",
     "aliases",
+    "confirmation",
     "answered",
     "arguments",
     "tools",

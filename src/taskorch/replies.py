@@ -14,7 +14,16 @@ from taskorch.wording import Facts, counts_text, cut_bytes, cut_json, iso, prese
 CONCISE_BYTES = 200  # of a result or a message in an answer about one task: at most
 FORM_BYTES = 400  # of the concise answer about a task, in each of its forms
 BOTH_BYTES = 716  # of both as JSON strings and objects go over the wire; what stands around them makes it 800
-TIGHTER = ((200, CONCISE_BYTES), (64, 160), (44, 120), (44, 90), (32, 60), (24, 40), (20, 20), (12, 8))  # bytes of names, and of texts, until it fits
+TIGHTER = (
+    (200, CONCISE_BYTES),
+    (64, 160),
+    (44, 120),
+    (44, 90),
+    (32, 60),
+    (24, 40),
+    (20, 20),
+    (12, 8),
+)  # bytes of names, and of texts, until it fits
 SHORT_BYTES = 64  # of a result or a message in a wait for more tasks than WAIT_TAILS
 ROW_BYTES = 250  # of a list row as JSON, if its kind is short
 LIST_NAME_BYTES = 44  # of a name in it: at most, and where other fields are long at least

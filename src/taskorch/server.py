@@ -9,9 +9,11 @@ from mcp.server.caching import CacheHint
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import NotificationOptions, Server
 from mcp.server.models import InitializationOptions
+from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 from mcp.shared.exceptions import MCPError
 
 from taskorch.arguments import schema
+from taskorch.confirmation import FirstRound, confirmed
 from taskorch.errors import TaskError, shown
 from taskorch.replies import Reply
 from taskorch.resources import Resources
@@ -51,11 +53,13 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
     async def list_tools(ctx: Ctx, params: mt.PaginatedRequestParams | None) -> mt.ListToolsResult:
         return tools
 
-    async def on_call_tool(ctx: Ctx, params: mt.CallToolRequestParams) -> mt.CallToolResult:
+    async def on_call_tool(ctx: Ctx, params: mt.CallToolRequestParams) -> mt.CallToolResult | mt.InputRequiredResult:
         if params.name not in TOOLS:
             raise MCPError(mt.INVALID_PARAMS, f"Unknown tool: {shown(params.name)}")
         try:
-            return _result(await call_tool(service, _call(ctx), params.name, params.arguments or {}))
+            return _result(await call_tool(service, _call(ctx, params), params.name, params.arguments or {}))
+        except FirstRound as question:
+            return question.answer
         except TaskError as error:
             return _failure(str(error))
         except MCPError:
@@ -64,7 +68,7 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
             log.exception("tool %s", params.name)
             return _failure(f"Internal error in {params.name}; the server's log says more. Other calls still work.")
 
-    return Server(
+    server: Server[Any] = Server(
         "taskorch",
         version=service.version,
         title="Task Orchestrator",
@@ -84,6 +88,9 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
             "resources/templates/list": CacheHint(STATIC_MS, "public"),
         },
     )
+    # What a question was about goes to the client and back: sealed, so that nobody answers another one than was asked.
+    server.middleware.append(RequestStateBoundary(RequestStateSecurity.ephemeral(), default_audience="taskorch"))
+    return server
 
 
 def initialization(server: Server[Any]) -> InitializationOptions:
@@ -123,14 +130,17 @@ def _describe(name: str, tool: Tool) -> mt.Tool:
     )
 
 
-def _call(ctx: Ctx) -> Call:
+def _call(ctx: Ctx, params: mt.CallToolRequestParams) -> Call:
     client = ctx.session.client_params
     name = client.client_info.name if client is not None else "client"
 
     async def tell(value: float, total: float, message: str) -> None:
         await ctx.session.report_progress(value, total, message)
 
-    return Call(clean_text(name[:60]) or "client", tell)
+    async def ask(question: str, about: str) -> bool | None:
+        return await confirmed(ctx, params, clean_text(question), about)
+
+    return Call(clean_text(name[:60]) or "client", tell, ask)
 
 
 def _result(reply: Reply) -> mt.CallToolResult:

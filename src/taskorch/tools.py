@@ -25,10 +25,14 @@ CURSOR = re.compile(r"c[0-9]{1,18}")  # what SQLite can hold
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a tool: who called, and how to tell them progress."""
+    """One call of a tool: who called, how to tell them progress, and how to ask the person behind them.
+
+    `ask(question, about)`: the person's answer, None if they cannot be asked.
+    """
 
     by: str
     tell: Tell
+    ask: Callable[[str, str], Awaitable[bool | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,14 @@ async def retry_task(service: Service, call: Call, a: args.RetryTask) -> Reply:
 
 async def delete_task(service: Service, call: Call, a: args.DeleteTask) -> Reply:
     task = await service.queries.resolve(a.task_id, prefixes=False)
-    left = await service.store.delete(task.id, a.confirm, call.by)
+    confirm = a.confirm
+    if task.status is Status.WORKING and not confirm:
+        question = f"{task.label} is working. Cancel it and delete it with its output?"
+        answer = await call.ask(question, f"delete {task.id} attempt {task.attempt}")
+        if answer is False:
+            return Reply(f"Not deleted: the user said no. {task.label} goes on.", {"id": task.id, "deleted": False})
+        confirm = bool(answer)
+    left = await service.store.delete(task.id, confirm, call.by)
     if left is not None:
         await service.wait_until(lambda tasks: not tasks, [task.id], DELETE_SECONDS, call.tell)
         left = (await service.queries.get_many([task.id]) or [None])[0]
