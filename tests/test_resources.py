@@ -2,8 +2,10 @@
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,11 @@ import pytest
 from clients import ERAS, Facts, Gate, call, connected, settings, until
 from mcp import Client
 from mcp.shared.exceptions import MCPError
-from mcp.shared.subscriptions import ResourceUpdated
+from mcp.shared.subscriptions import ResourcesListChanged, ResourceUpdated
 
 from taskorch.app import App, running
 from taskorch.errors import StoreError
-from taskorch.resources import COALESCE_SECONDS, Resources
+from taskorch.resources import COALESCE_SECONDS, LIST, Resources
 from taskorch.server import build_server
 
 RECENT, FAILED, STATS = "tasks://recent", "tasks://failed", "tasks://stats"
@@ -62,14 +64,16 @@ async def read_json(client: Client, uri: str) -> Facts:
 # Listing and reading.
 
 
-async def test_the_lists_are_fixed(client: Client) -> None:
-    await create(client, **LATER)
+async def test_the_list_has_the_fixed_ones_and_the_newest_tasks(client: Client) -> None:
+    ids = [(await create(client, **LATER, name=f"n{n}"))["id"] for n in range(21)][::-1]
     listed = await client.list_resources()
-    assert [(r.uri, r.mime_type) for r in listed.resources] == [
-        (RECENT, "application/json"),
-        (FAILED, "application/json"),
-        (STATS, "application/json"),
-    ]
+    assert [r.uri for r in listed.resources] == [RECENT, FAILED, STATS, *(f"task://{task_id}" for task_id in ids[:20])]
+    assert {r.mime_type for r in listed.resources} == {"application/json"}
+    newest = listed.resources[3]
+    assert (newest.name, newest.description) == ("n20", "echo, waiting")
+    full = (await call(client, "get_task", task_id=ids[0], detail="full")).facts
+    assert newest.annotations and newest.annotations.last_modified == full["updated_at"]
+    assert json.loads((await read(client, newest.uri))[1])["id"] == ids[0]
     templates = await client.list_resource_templates()
     assert [(t.uri_template, t.mime_type) for t in templates.resource_templates] == [
         ("task://{task_id}", "application/json"),
@@ -186,18 +190,20 @@ async def test_what_is_no_resource_is_not_found(client: Client, era: str) -> Non
 # Completion.
 
 
+async def completed(client: Client, value: str, template: str = "task://{task_id}", name: str = "task_id") -> list[str]:
+    found = await client.complete(mt.ResourceTemplateReference(uri=template), {"name": name, "value": value})
+    assert not found.completion.has_more
+    return found.completion.values
+
+
 async def test_ids_are_completed_newest_first(client: Client) -> None:
-    ids = [(await create(client, **LATER, name="t-name"))["id"] for _ in range(3)][::-1]
+    ids = [(await create(client, **LATER, name=name))["id"] for name in ("t-name", "t-name", "nightly")][::-1]
     for template in ("task://{task_id}", "task://{task_id}/output"):
-        found = await client.complete(mt.ResourceTemplateReference(uri=template), {"name": "task_id", "value": "t"})
-        assert found.completion.values == ids, "ids alone: a name is no part of a URI"
-        assert not found.completion.has_more
-    reference = mt.ResourceTemplateReference(uri="task://{task_id}")
+        assert await completed(client, "t", template) == ids, "ids alone: a name is no part of a URI"
+    assert await completed(client, "night") == ids[:1], "but it leads to its task"
     for value, expected in ((ids[0][:9], ids[:1]), (ids[1], ids[1:2]), ("u", []), ("", ids), ("%", []), ("\0", [])):
-        found = await client.complete(reference, {"name": "task_id", "value": value})
-        assert found.completion.values == expected
-    other = await client.complete(reference, {"name": "status", "value": ""})
-    assert other.completion.values == []
+        assert await completed(client, value) == expected
+    assert await completed(client, "", name="status") == []
 
 
 async def test_a_hundred_completions_are_enough(client: Client) -> None:
@@ -216,15 +222,19 @@ class Inbox:
 
     def __init__(self) -> None:
         self.uris: list[str] = []
+        self.counts: Counter[str] = Counter()
         self._bell = anyio.Event()
 
     def heard(self, uri: str) -> None:
         self.uris.append(uri)
+        self.counts[uri] += 1
         self._bell.set()
 
     async def on_message(self, message: Any) -> None:
         if isinstance(message, mt.ResourceUpdatedNotification):
             self.heard(message.params.uri)
+        if isinstance(message, mt.ResourceListChangedNotification):
+            self.heard(LIST)
 
     async def expect(self, *uris: str) -> set[str]:
         """Wait until each was told; all that was told since the last time. A round tells single tasks first."""
@@ -243,6 +253,12 @@ class Follower:
         self.client, self.inbox, self._era, self._group = client, inbox, era, group
         self._scopes: dict[tuple[str, ...], anyio.CancelScope] = {}
         self._left: dict[tuple[str, ...], anyio.Event] = {}
+
+    async def follow_the_list(self) -> None:
+        """2025-11-25: whoever has asked for it is told."""
+        await self.client.list_resources()
+        if self._era != "legacy":
+            await self.subscribe(LIST)
 
     async def subscribe(self, *uris: str) -> None:
         if self._era == "legacy":
@@ -267,12 +283,13 @@ class Follower:
     async def _listen(self, uris: tuple[str, ...], ready: anyio.Event) -> None:
         with anyio.CancelScope() as scope:
             self._scopes[uris] = scope
-            async with self.client.listen(resource_subscriptions=uris) as subscription:
-                assert subscription.honored.resource_subscriptions == list(uris)
+            wanted = {"resources_list_changed": True} if LIST in uris else {"resource_subscriptions": uris}
+            async with self.client.listen(**wanted) as subscription:
+                assert LIST in uris or subscription.honored.resource_subscriptions == list(uris)
                 ready.set()
                 async for event in subscription:
-                    assert isinstance(event, ResourceUpdated)
-                    self.inbox.heard(event.uri)
+                    assert isinstance(event, ResourceUpdated | ResourcesListChanged)
+                    self.inbox.heard(event.uri if isinstance(event, ResourceUpdated) else LIST)
         self._left[uris].set()
 
 
@@ -294,6 +311,40 @@ async def test_creating_is_told_to_who_follows_the_lists(follower: Follower) -> 
     await follower.subscribe(RECENT, FAILED, STATS)
     await create(follower.client, **LATER)
     await follower.inbox.expect(RECENT, FAILED, STATS)
+
+
+async def test_what_comes_and_goes_in_the_list_is_told_and_nothing_else(follower: Follower) -> None:
+    client, inbox = follower.client, follower.inbox
+    await follower.follow_the_list()
+    task = await create(client, **LATER)
+    await inbox.expect(LIST)
+    await follower.subscribe(RECENT)
+    for change in ({"priority": "high"}, {"delay_seconds": 0}):
+        await call(client, "update_task", task_id=task["id"], **change)
+        assert await inbox.expect(RECENT) == {RECENT}
+    await call(client, "wait_for_tasks", task_ids=[task["id"]])
+    inbox.uris.clear()
+    await call(client, "delete_task", task_id=task["id"])
+    await inbox.expect(LIST)
+
+
+async def test_many_new_tasks_are_one_notice_of_the_list(follower: Follower) -> None:
+    await follower.follow_the_list()
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(partial(create, follower.client, **LATER))
+    await follower.inbox.expect(LIST)
+    await follower.subscribe(STATS)
+    await create(follower.client, **LATER)
+    await follower.inbox.expect(STATS, LIST)
+    assert follower.inbox.counts[LIST] <= 4
+
+
+async def test_a_task_of_another_server_is_told_in_the_list(follower: Follower, tmp_path: Path, era: str) -> None:
+    await follower.follow_the_list()
+    async with running(settings(tmp_path)) as other, connected(other.server, era) as client:
+        await create(client, **LATER)
+        await follower.inbox.expect(LIST)
 
 
 async def test_each_step_of_a_task_is_told_to_who_follows_it(follower: Follower) -> None:

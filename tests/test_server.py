@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import mcp_types as mt
 import pytest
 from clients import (
     ERAS,
@@ -376,6 +377,8 @@ async def test_a_client_over_stdio_gets_the_same(tmp_path: Path, era: str) -> No
     with anyio.fail_after(30):
         async with Client(server, mode=era) as client:
             assert client.protocol_version == VERSIONS[era]
+            capabilities = client.server_capabilities
+            assert capabilities.resources == mt.ResourcesCapability(subscribe=True, list_changed=True)
             assert [tool.name for tool in (await client.list_tools()).tools] == list(TOOLS)
             told: list[float] = []
 

@@ -140,6 +140,15 @@ class Queries:
 
         return await self._database.read(suggest)
 
+    async def suggest_ids(self, start: str) -> list[str]:
+        """The ids of tasks whose id or name begins with `start`, newest first."""
+
+        def suggest_ids(db: sqlite3.Connection) -> list[str]:
+            rows = db.execute(NEWEST_NAMES).fetchall()
+            return [task_id for task_id, name in rows if task_id.startswith(start) or (name or "").startswith(start)]
+
+        return await self._database.read(suggest_ids)
+
 
 def _resolve(db: sqlite3.Connection, reference: str, prefixes: bool) -> Task:
     if FULL_ID.fullmatch(reference) and (row := db.execute(BY_ID, (reference,)).fetchone()):

@@ -11,7 +11,7 @@ import anyio.to_thread
 import mcp_types as mt
 from mcp.server.context import ServerRequestContext
 from mcp.server.session import ServerSession
-from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourceUpdated
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourcesListChanged, ResourceUpdated
 from mcp.shared.exceptions import MCPError
 
 from taskorch import output
@@ -25,7 +25,7 @@ from taskorch.rows import dumps
 from taskorch.service import Service
 from taskorch.store import Change
 from taskorch.task import Status, Task
-from taskorch.wording import clean_text
+from taskorch.wording import clean_text, iso
 
 Ctx = ServerRequestContext[Any]
 Looks = tuple[int, int] | None  # None: it is not stored
@@ -33,8 +33,9 @@ Looks = tuple[int, int] | None  # None: it is not stored
 RECENT, FAILED, STATS = "tasks://recent", "tasks://failed", "tasks://stats"
 TASK, OUTPUT = "task://{task_id}", "task://{task_id}/output"
 URI = re.compile(rf"task://({FULL_ID.pattern})(/output)?")
+LIST = "tasks://"  # no resource, but the list of them, among the URIs that somebody listens to
 ROWS = 20
-SUGGESTED = 1_000  # ids and names to choose completions from
+SUGGESTED = 100  # the protocol's limit
 COALESCE_SECONDS = 0.1  # changes that come together are told once
 
 STATIC = (
@@ -59,17 +60,24 @@ class Resources:
         self._listen = ListenHandler(self._bus)
         self._listeners: Counter[str] = Counter()  # 2026-07-28: how many streams listen to a URI
         self._sessions: dict[str, ServerSession] = {}  # 2025-11-25: who subscribed to it (one connection on stdio)
+        self._lister: ServerSession | None = None  # 2025-11-25: who has asked for the list
+        self._listed: Sequence[str] = ()  # the tasks that were in it
         self._seen: dict[str, Looks] = {}  # what a subscribed task looked like when it was last told
         self._pending: set[str] = set()
         self._look = False
         self._bell = anyio.Event()
 
     async def list(self, ctx: Ctx, params: mt.PaginatedRequestParams | None) -> mt.ListResourcesResult:
-        resources = [
+        """The static ones and the newest tasks; the client is told when others take their place."""
+        tasks = await self._newest()
+        if ctx.session.can_send_request:
+            self._lister = ctx.session
+        self._listed = [task.id for task in tasks]
+        static = [
             mt.Resource(uri=uri, name=title, title=title, description=text, mime_type="application/json")
             for uri, title, text in STATIC
         ]
-        return mt.ListResourcesResult(resources=resources)
+        return mt.ListResourcesResult(resources=static + [_listed(task) for task in tasks])
 
     async def templates(self, ctx: Ctx, params: mt.PaginatedRequestParams | None) -> mt.ListResourceTemplatesResult:
         templates = [
@@ -90,10 +98,9 @@ class Resources:
     async def complete(self, ctx: Ctx, params: mt.CompleteRequestParams) -> mt.CompleteResult:
         found: list[str] = []
         if isinstance(params.ref, mt.ResourceTemplateReference) and params.argument.name == "task_id":
-            words = await self._service.queries.suggest(params.argument.value, SUGGESTED)
-            found = [word for word in words if FULL_ID.fullmatch(word)]
-        values = found[:100]
-        return mt.CompleteResult(completion=mt.Completion(values=values, total=None, has_more=len(found) > 100))
+            found = await self._service.queries.suggest_ids(params.argument.value)
+        values = found[:SUGGESTED]
+        return mt.CompleteResult(completion=mt.Completion(values=values, total=None, has_more=len(found) > SUGGESTED))
 
     async def subscribe(self, ctx: Ctx, params: mt.SubscribeRequestParams) -> mt.EmptyResult:
         uri = str(params.uri)
@@ -110,6 +117,9 @@ class Resources:
 
     async def listen(self, ctx: Ctx, params: mt.SubscriptionsListenRequestParams) -> mt.SubscriptionsListenResult:
         wanted = [str(uri) for uri in params.notifications.resource_subscriptions or ()]
+        if params.notifications.resources_list_changed:
+            wanted.append(LIST)
+            self._listed = [task.id for task in await self._newest()]
         self._listeners.update(wanted)
         try:
             await self._remember(wanted)
@@ -133,6 +143,9 @@ class Resources:
                     except StoreError as error:
                         log.warning("could not see what another server changed: %s", error)
                 pending, self._pending = self._pending, set()
+                if LIST in pending:
+                    pending.remove(LIST)
+                    await self._tell_of_list()
                 for uri in sorted(pending):
                     await self._tell(uri)
 
@@ -150,6 +163,8 @@ class Resources:
 
     def _touch(self, task_id: str, task: Task | None, wanted: Set[str]) -> None:
         self._pending |= {RECENT, FAILED, STATS} & wanted  # each of them shows counts
+        if task is None or task.version == 1:
+            self._pending |= {LIST} & wanted
         if own := {f"task://{task_id}", f"task://{task_id}/output"} & wanted:
             self._pending |= own
             self._seen[task_id] = _looks(task)
@@ -157,7 +172,7 @@ class Resources:
     async def _find_foreign(self) -> None:
         """Another process changed something: which of the subscribed tasks look other than when they were last told?"""
         wanted = self._wanted()
-        self._pending |= {RECENT, FAILED, STATS} & wanted
+        self._pending |= {RECENT, FAILED, STATS, LIST} & wanted
         for task_id, task in (await self._stored(wanted)).items():
             if self._seen.get(task_id) != _looks(task):
                 self._touch(task_id, task, wanted)
@@ -177,7 +192,27 @@ class Resources:
         return {task_id: found.get(task_id) for task_id in ids}
 
     def _wanted(self) -> Set[str]:
-        return self._listeners.keys() | self._sessions.keys()
+        return self._listeners.keys() | self._sessions.keys() | ({LIST} if self._lister else set())
+
+    async def _newest(self) -> Sequence[Task]:
+        return (await self._service.queries.page(Filters(), ROWS, None)).tasks
+
+    async def _tell_of_list(self) -> None:
+        try:
+            newest = [task.id for task in await self._newest()]
+        except StoreError as error:
+            log.warning("could not see which tasks are listed: %s", error)
+            return
+        if newest == self._listed:
+            return
+        self._listed = newest
+        await self._bus.publish(ResourcesListChanged())
+        if self._lister is not None:
+            try:
+                await self._lister.send_resource_list_changed()
+            except Exception:  # the connection is going away: nobody to tell any more
+                log.debug("could not tell of the list", exc_info=True)
+                self._lister = None
 
     async def _tell(self, uri: str) -> None:
         await self._bus.publish(ResourceUpdated(uri=uri))
@@ -208,6 +243,16 @@ class Resources:
             return "text/plain", output_reply(task, task.attempt, part, None).text
         history = await service.queries.history(task)
         return "application/json", dumps(full_reply(task, history, await service.view(), None).facts)
+
+
+def _listed(task: Task) -> mt.Resource:
+    name = task.name or task.id
+    text = f"{task.kind}, {task.status}"
+    changed = mt.Annotations(last_modified=iso(task.updated_at))
+    uri = f"task://{task.id}"
+    return mt.Resource(
+        uri=uri, name=name, title=name, description=text, mime_type="application/json", annotations=changed
+    )
 
 
 def _looks(task: Task | None) -> Looks:

@@ -75,7 +75,7 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
         instructions=INSTRUCTIONS,
         on_list_tools=list_tools,
         on_call_tool=on_call_tool,
-        on_list_resources=resources.list,
+        on_list_resources=_private(resources.list),
         on_list_resource_templates=resources.templates,
         on_read_resource=_private(resources.read),
         on_completion=_private(resources.complete),
@@ -94,8 +94,8 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
 
 
 def initialization(server: Server[Any]) -> InitializationOptions:
-    """What the 2025-11-25 handshake announces. The lists of tools and resources never change while we run."""
-    return server.create_initialization_options(NotificationOptions())
+    """What the 2025-11-25 handshake announces. The lists of tools and prompts never change while we run."""
+    return server.create_initialization_options(NotificationOptions(resources_changed=True))
 
 
 def _private(answer: Callable[[Ctx, Params], Awaitable[Answer]]) -> Callable[[Ctx, Params], Awaitable[Answer]]:
