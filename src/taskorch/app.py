@@ -64,9 +64,8 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
     """
     state = settings.state_dir
     folder = state / "output"
-    command = Command(
-        folder, Policy(settings.allow_commands), settings.pass_env, settings.grace_seconds, start or Path.cwd()
-    )
+    policy = Policy(settings.allow_commands, folders=settings.allow_dirs)
+    command = Command(folder, policy, settings.pass_env, settings.grace_seconds, start or Path.cwd())
     command.max_attempts = settings.command_max_attempts
     handlers: dict[str, Kind] = {**load_handlers(settings.handlers, settings.handler_max_attempts)}
     claimable = handlers | ({"command": command} if command.policy.allows_any else {})

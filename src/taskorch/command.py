@@ -4,7 +4,7 @@ import os
 import re
 import signal
 from collections.abc import Mapping
-from errno import EACCES, EAGAIN, ENOENT, ENOMEM
+from errno import EACCES, EAGAIN, ENOENT, ENOMEM, EXDEV
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,12 +15,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from taskorch import output, supervised
 from taskorch.attempt import Attempt, Ending, Remains, unbegun
 from taskorch.errors import InvalidInput, readable, shown
-from taskorch.policy import NotAllowed, Policy
+from taskorch.policy import NotAllowed, Policy, parts
 from taskorch.supervised import Exit, Order, SpawnFailed, Supervised
 from taskorch.task import Cancelled, Completed, Failed, Interrupted, Outcome, Reason, Task
 
 PASSED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "SHELL", "TERM")
-DENIED = ("LD_", "DYLD_", "PYTHONSTARTUP", "BASH_ENV", "GIT_SSH_COMMAND")  # each runs other code than argv says
+# Each runs other code than argv says, whatever the program: loaders, the start of shells and interpreters, git's ssh.
+DENIED = {"BASH_ENV", "ENV", "PYTHONSTARTUP", "GIT_SSH", "GIT_SSH_COMMAND"}
+DENIED_PREFIXES = ("LD_", "DYLD_", "BASH_FUNC_")
 ENV_BYTES = 65_536
 STOP_SECONDS = 0.5  # what an orderly server stop leaves a `stop` command after TERM
 WAKE_SECONDS = 1.0  # after the time limit, how often a supervisor that should be gone is woken
@@ -55,7 +57,7 @@ class Command:
     def __init__(self, folder: Path, policy: Policy, pass_env: str, grace_seconds: float, start: Path) -> None:
         self.policy = policy
         self._folder = folder
-        self._passed = tuple(filter(None, (name.strip() for name in pass_env.split(","))))
+        self._passed = frozenset(parts(pass_env))
         self._grace_seconds = grace_seconds
         self._start = Path.home() if start == Path("/") else start
         self._cache = folder.parent / "cache"
@@ -201,11 +203,12 @@ class Command:
     # What to run.
 
     def _order(self, task: Task) -> Order:
-        payload, program = self._parse(task.payload)
+        payload, program, cwd = self._parse(task.payload)
         return Order(
             program=program,
             argv=tuple(payload.argv),
-            cwd=payload.cwd or str(self._start),
+            cwd=cwd,
+            roots=self.policy.roots,
             env=self._environment(task, payload),
             stdin=payload.stdin,
             timeout_seconds=task.timeout_seconds,
@@ -213,23 +216,26 @@ class Command:
             on_server_exit=task.on_server_exit,
         )
 
-    def _parse(self, raw: Mapping[str, Any]) -> tuple[CommandPayload, str]:
+    def _parse(self, raw: Mapping[str, Any]) -> tuple[CommandPayload, str, str]:
+        """The payload, the program's path, and the folder's."""
         try:
             payload = CommandPayload.model_validate(raw)
         except ValidationError as error:
             raise InvalidInput(readable(error, "payload", [*CommandPayload.model_fields])) from None
-        if payload.cwd is not None:
-            _check_folder(payload.cwd)
         self._check_env(payload.env)
-        return payload, self.policy.program(payload.argv[0])
+        program = self.policy.program(payload.argv[0])
+        if payload.cwd is None and not self.policy.roots:
+            return payload, program, str(self._start)
+        given = (str(self._start), "The server's own folder") if payload.cwd is None else (payload.cwd, "payload.cwd")
+        return payload, program, self.policy.folder(*given)
 
     def _check_env(self, env: Mapping[str, str]) -> None:
-        if (size := sum(len(name) + len(value) for name, value in env.items())) > ENV_BYTES:
-            raise InvalidInput(f"payload.env has {size} characters; at most {ENV_BYTES} are allowed.")
+        if (size := sum(len(text.encode()) for pair in env.items() for text in pair)) > ENV_BYTES:
+            raise InvalidInput(f"payload.env has {size} bytes; at most {ENV_BYTES} are allowed.")
         for name in env:
             if not name or "=" in name:
                 raise InvalidInput(f"payload.env {shown(name)} is not a variable's name; use names without '='.")
-            if name.startswith(DENIED) and name not in self._passed:
+            if (name in DENIED or name.startswith(DENIED_PREFIXES)) and name not in self._passed:
                 raise InvalidInput(
                     f"payload.env {name} can make a program run other code, so it is refused. "
                     f"If the user wants it, they set TASKORCH_PASS_ENV={name}."
@@ -250,19 +256,15 @@ def _survives(task: Task) -> bool:
     return task.on_server_exit == "survive"
 
 
-def _check_folder(cwd: str) -> None:
-    if not os.path.isabs(cwd):
-        raise InvalidInput(f"payload.cwd {shown(cwd)} is relative; use an absolute path.")
-    if not os.path.isdir(cwd):
-        raise InvalidInput(f"payload.cwd {shown(cwd)} is not a folder; use one that exists.")
-
-
 def _make_folder(folder: Path) -> None:
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700)
 
 
 def _spawn_error(number: int) -> Outcome:
+    if number == EXDEV:  # the shim's word for it; starting a program has no other use for that number
+        text = "its folder was replaced by one outside TASKORCH_ALLOW_DIRS while it started"
+        return Failed(Reason.NOT_ALLOWED, text, retryable=False)
     text = f"the program could not be started: {os.strerror(number)}"
     return Failed(Reason.SPAWN_ERROR, text, {ENOENT: 127, EACCES: 126}.get(number), number in (EAGAIN, ENOMEM))
 

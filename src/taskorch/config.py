@@ -9,6 +9,8 @@ from platformdirs import user_config_path, user_state_path
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from taskorch.errors import shown
+
 PREFIX = "TASKORCH_"
 GIVEN_TO_COMMANDS = {"TASKORCH_TASK_ID", "TASKORCH_ATTEMPT", "TASKORCH_IDEMPOTENCY_KEY"}
 
@@ -24,6 +26,13 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 
+def _folders(text: str) -> str:
+    for folder in filter(None, map(str.strip, text.split(","))):
+        if not os.path.isabs(os.path.expanduser(folder)):
+            raise ValueError(f"{shown(folder)} is a relative path; use absolute ones, comma-separated")
+    return text
+
+
 class Settings(BaseSettings):
     """Each field is TASKORCH_ and its name in capitals, and a key of config.toml."""
 
@@ -34,6 +43,9 @@ class Settings(BaseSettings):
     )
     concurrency: Annotated[int, Field(ge=1, le=256, description="slots in this server process")] = default_concurrency()
     allow_commands: Annotated[str, Field(description="programs that may run, comma-separated; * is all")] = ""
+    allow_dirs: Annotated[
+        str, AfterValidator(_folders), Field(description="folders that commands may run below, comma-separated")
+    ] = ""
     pass_env: Annotated[str, Field(description="further variables that commands inherit, comma-separated")] = ""
     handlers: Annotated[str, Field(description="Python modules with handlers, comma-separated")] = ""
     timeout_seconds: Annotated[float, Field(gt=0, le=86_400, description="default limit of one attempt")] = 3600

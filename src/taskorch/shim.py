@@ -30,6 +30,8 @@ CHUNK = 256 * 1024
 DRAIN_SECONDS = 1.0
 KILL_SECONDS = 5.0
 RETRY_SECONDS = 1.0
+OPEN_FILES = 4096  # unless the command asks for more: some close or poll every number that they might have
+EXDEV = 18  # our word for: the folder is not below any root
 NEVER = float("inf")
 RECORD = (
     '{"v":1,"code":%s,"signal":%s,"why":"%s","errno":%s,"tree_gone":%s,'
@@ -78,6 +80,7 @@ class Order:
         self.argv = records.get(b"a", [])
         self.executable = records[b"x"][-1]
         self.cwd = last(b"c", b".")
+        self.roots = records.get(b"r", [])
         self.env = {name: value for name, _, value in (item.partition(b"=") for item in records.get(b"e", []))}
         self.stdin = last(b"i", b"") if b"i" in records else None
         self.timeout = float(last(b"t", b"inf"))
@@ -380,14 +383,28 @@ def _become(order: Order, stdin: int, output: int, gate: int, report: int) -> No
         for number in (*IGNORED, _signal.SIGXFSZ):  # the last one is ignored by Python
             _signal.signal(number, _signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY or soft > OPEN_FILES:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, hard))
         _offer_to_oom_killer()
-        os.chdir(order.cwd)
+        _enter(order.cwd, order.roots)
         if os.read(gate, 1):
             os.execve(order.executable, order.argv, order.env)
     except Exception as exc:
         os.write(report, b"%d" % (getattr(exc, "errno", 0) or 22))  # EINVAL: such as an empty argv
     finally:
         os._exit(127)
+
+
+def _enter(folder: bytes, roots: list[bytes]) -> None:
+    """Make that the working folder, if where it really is lies in or below a root (any place, if there are none).
+
+    The server has looked at the path; only from inside can nobody exchange what it leads to any more.
+    """
+    os.chdir(folder)
+    place = os.getcwdb() + b"/" if roots else b""
+    if roots and not any(place.startswith(root.rstrip(b"/") + b"/") for root in roots):
+        raise OSError(EXDEV, "not below a root")
 
 
 def _offer_to_oom_killer() -> None:

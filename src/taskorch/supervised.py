@@ -12,10 +12,11 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import anyio
 import anyio.to_thread
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 _LET_GO: list[subprocess.Popen[bytes]] = []  # shims that go on without us; subprocess warns when it forgets one
 SHIM = Path(__file__).with_name("shim.py")
@@ -28,17 +29,21 @@ RECORD_BYTES = 4096  # an exit.json larger than this was not written by a shim
 _FLOCK, _PID = ("hhqqi4x", 4) if sys.platform == "linux" else ("qqihh", 2)
 
 
+Small = Annotated[int, Field(ge=0, le=4095)]  # larger ones were not written by a shim: no system has such numbers
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """What a shim put on record when its command had ended. `why`: exit timeout cancel server_gone spawn_error."""
+    """What a shim put on record when its command had ended."""
 
-    why: str
-    code: int | None
-    signal: int | None
-    errno: int | None
+    why: Literal["exit", "timeout", "cancel", "server_gone", "spawn_error"]
+    code: Small | None
+    signal: Small | None
+    errno: Small | None
     tree_gone: bool
-    killed: int
-    bytes: int
+    killed: Count
+    bytes: Count
 
 
 _EXIT = TypeAdapter(Exit)
@@ -51,6 +56,7 @@ class Order:
     program: str
     argv: tuple[str, ...]
     cwd: str
+    roots: tuple[str, ...]  # folders that the real one must be in or below; none: it may be anywhere
     env: dict[str, str]
     stdin: str | None
     timeout_seconds: float
@@ -61,6 +67,7 @@ class Order:
         """Records of one letter, a value and NUL, as shim.py reads them; it starts the command at the last, `G`."""
         records = [f"x{self.program}", f"c{self.cwd}", f"t{self.timeout_seconds}", f"g{self.grace_seconds}"]
         records += [f"s{self.on_server_exit}"]
+        records += [f"r{root}" for root in self.roots]
         records += [f"a{item}" for item in self.argv]
         records += [f"e{name}={value}" for name, value in self.env.items()]
         records += [] if self.stdin is None else [f"i{self.stdin}"]
@@ -245,10 +252,11 @@ def _spawn(folder: Path, shim: Path) -> subprocess.Popen[bytes]:
 
 
 def _open_own(path: Path, mode: int) -> int:
-    """Open a regular file of ours, and nothing that merely bears its name. Raises OSError."""
+    """Open a regular file that only we can have written, and nothing that merely bears its name. Raises OSError."""
     fd = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+    writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or writable:
         os.close(fd)
         raise PermissionError(f"{path} is not a file of ours")
     return fd
