@@ -53,7 +53,7 @@ MCP = {
     "server",
     "resources",
 }
-FRONT = {"__init__", "__main__", "app", "parent", "cli", "config", "demo", "diagnosis", "doctor", "shim"}
+FRONT = {"__init__", "__main__", "app", "parent", "cli", "config", "logs", "demo", "diagnosis", "doctor", "shim"}
 STARTS_WORK = {"worker", "handlers", "command", "supervised"}
 SDK = {"mcp", "mcp_types"}
 

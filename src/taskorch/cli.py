@@ -13,7 +13,7 @@ import anyio
 import typer
 from pydantic import ValidationError
 
-from taskorch import __version__
+from taskorch import __version__, logs
 from taskorch.config import PREFIX, Settings, config_file, load_settings, unknown_keys, unknown_variables
 from taskorch.errors import StoreError, readable
 
@@ -133,9 +133,7 @@ def _settings(flags: Mapping[str, object]) -> Settings:
         _refuse(f"a setting is wrong: {readable(error)} Set it by flag, by {PREFIX}… or in config.toml.")
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         _refuse(f"{config_file()} cannot be read: {error}")
-    logging.basicConfig(
-        level=settings.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.start(settings.log_level)
     log = logging.getLogger(__name__)
     for name in unknown_variables(os.environ):
         log.warning("the variable %s means nothing to taskorch", name)

@@ -17,7 +17,7 @@ from taskorch.attempt import Attempt, Ending, Remains, unbegun
 from taskorch.errors import InvalidInput, readable, shown
 from taskorch.policy import NotAllowed, Policy, parts
 from taskorch.supervised import Exit, Order, SpawnFailed, Supervised
-from taskorch.task import Cancelled, Completed, Failed, Interrupted, Outcome, Reason, Task
+from taskorch.task import HIDDEN, Cancelled, Completed, Failed, Interrupted, Outcome, Reason, Task
 
 PASSED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "SHELL", "TERM")
 # Each runs other code than argv says, whatever the program: loaders, the start of shells and interpreters, git's ssh.
@@ -232,9 +232,11 @@ class Command:
     def _check_env(self, env: Mapping[str, str]) -> None:
         if (size := sum(len(text.encode()) for pair in env.items() for text in pair)) > ENV_BYTES:
             raise InvalidInput(f"payload.env has {size} bytes; at most {ENV_BYTES} are allowed.")
-        for name in env:
+        for name, value in env.items():
             if not name or "=" in name:
                 raise InvalidInput(f"payload.env {shown(name)} is not a variable's name; use names without '='.")
+            if value == HIDDEN:
+                raise InvalidInput(f"payload.env {shown(name)} is {HIDDEN!r}, as replies show it; give its value.")
             if (name in DENIED or name.startswith(DENIED_PREFIXES)) and name not in self._passed:
                 raise InvalidInput(
                     f"payload.env {name} can make a program run other code, so it is refused. "
@@ -257,7 +259,8 @@ def _survives(task: Task) -> bool:
 
 
 def _make_folder(folder: Path) -> None:
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for above in (folder.parent.parent, folder.parent):  # `parents=True` would make them for all
+        above.mkdir(mode=0o700, exist_ok=True)
     folder.mkdir(mode=0o700)
 
 

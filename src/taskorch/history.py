@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from taskorch.output import clean
 from taskorch.queries import History
 from taskorch.replies import CONCISE_BYTES, Reply, View, details, headline, task_facts
 from taskorch.rows import dumps
-from taskorch.task import Task
+from taskorch.task import HIDDEN, Task
 from taskorch.wording import Facts, cut_bytes, cut_json, iso, present
 
 FULL_BYTES = 16_384  # of a payload, a result, an error's message
@@ -24,7 +25,7 @@ def full_reply(task: Task, history: History, view: View, folder: str | None) -> 
         cancel_requested_at=task.cancel_requested_at and iso(task.cancel_requested_at),
         updated_at=iso(task.updated_at),
         output_folder=folder,
-        **cut_json("payload", task.payload, FULL_BYTES),
+        **cut_json("payload", _payload(task), FULL_BYTES),
         attempts=[_attempt_facts(row) for row in history.attempts] or None,
         events=[_event_facts(row) for row in history.events] or None,
     )
@@ -36,6 +37,12 @@ def full_reply(task: Task, history: History, view: View, folder: str | None) -> 
     lines += [f"output files: {folder}"] if folder else []
     lines += ["history:", f"  {iso(task.created_at)} created", *_history_lines(history)]
     return Reply("\n".join(lines), facts)
+
+
+def _payload(task: Task) -> Mapping[str, Any]:
+    """The payload, but of a command's environment only the names: values may be secrets, and replies are passed on."""
+    env = task.payload.get("env")
+    return {**task.payload, "env": dict.fromkeys(env, HIDDEN)} if task.kind == "command" and env else task.payload
 
 
 def _attempt_facts(row: Mapping[str, Any]) -> Facts:
@@ -65,4 +72,5 @@ def _event_line(row: Mapping[str, Any]) -> str:
 
 
 def _short(text: str | None) -> str | None:
-    return cut_bytes(text, CONCISE_BYTES)
+    """A text of others as it may be shown in a line: without what only a terminal understands, or nobody sees."""
+    return text and cut_bytes(clean(text.encode("utf-8", "replace")).replace("\n", " "), CONCISE_BYTES)

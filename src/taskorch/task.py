@@ -9,6 +9,7 @@ from enum import IntEnum, StrEnum
 from typing import Any, Literal, Protocol
 
 OnServerExit = Literal["survive", "stop"]
+HIDDEN = "(hidden)"  # what replies show in the place of a value of a command's environment
 
 
 class Status(StrEnum):
