@@ -8,12 +8,17 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 CHARACTERS = 4_000  # of a line
 LINES = 200  # of a traceback, the last ones
 BELOW = "  | "  # begins each line of a traceback: a record begins with its time
+TALKATIVE = ("aiosqlite", "mcp")  # at DEBUG they tell whole tasks and messages, secrets included
 # Whatever ends a line, moves a terminal's cursor, or turns the direction of writing.
 UNSAFE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class Plain(logging.Formatter):
     """Escapes control characters, cuts what is too long, and marks the lines of a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.exc_text = None  # what another handler made of the traceback is not escaped
+        return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return _line(super().formatMessage(record))
@@ -30,6 +35,8 @@ def start(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Plain(FORMAT))
     logging.basicConfig(level=level, handlers=[handler])
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _below(text: str) -> str:
