@@ -443,7 +443,7 @@ async def test_text_for_stdin_arrives_and_without_any_it_is_empty(pool: Commands
         ({"argv": ["a"] * 1025}, "it must have at most 1024 items."),
         ({"argv": ["git"], "args": []}, "Unknown argument 'payload.args'."),
         ({"argv": ["git"], "envs": {}}, "Did you mean 'env'? Allowed: argv, cwd, env, stdin."),
-        ({"argv": ["git"], "env": {"A": 1}}, "payload.env.A 1 is not allowed; it must be a string."),
+        ({"argv": ["git"], "env": {"A": 1}}, "payload.env 'A' must be a string."),
     ],
 )
 def test_a_malformed_payload_is_refused_in_words(kind: Callable[..., Command], payload: Payload, text: str) -> None:
@@ -826,7 +826,11 @@ async def attempt_of(pool: Commands, wish: Ending | None = None) -> AsyncIterato
     attempt = Attempt(claimed, lambda _: None, adopted=True)
     if wish:
         attempt.end(wish)
-    yield pool.kind(), attempt, folder
+    umask = os.umask(0o077)  # as a shim makes its files
+    try:
+        yield pool.kind(), attempt, folder
+    finally:
+        os.umask(umask)
 
 
 @pytest.mark.parametrize(
@@ -887,7 +891,17 @@ BAD_RECORDS: dict[str, Callable[[Path], Any]] = {
     "a field missing": lambda path: path.write_text("{}"),
     "a field of another type": lambda path: path.write_text(json.dumps(RECORD | {"code": "0"})),
     "true for a number": lambda path: path.write_text(json.dumps(RECORD | {"code": False})),
+    "an end that no shim knows": lambda path: path.write_text(json.dumps(RECORD | {"why": "success"})),
+    "a code that no system has": lambda path: path.write_text(json.dumps(RECORD | {"code": 10**30})),
+    "a negative code": lambda path: path.write_text(json.dumps(RECORD | {"code": -1})),
+    "an errno that no system has": lambda path: path.write_text(
+        json.dumps(RECORD | {"why": "spawn_error", "code": None, "errno": 10**30})
+    ),
+    "more bytes than a file has": lambda path: path.write_text(json.dumps(RECORD | {"bytes": 10**30})),
+    "a thousand brackets": lambda path: path.write_text("[" * 1000),
     "huge": lambda path: path.write_text(json.dumps(RECORD | {"more": "x" * 10_000})),
+    "a hole of a terabyte": lambda path: (path.touch(), os.truncate(path, 1 << 40)),
+    "writable by others": lambda path: (path.write_text(json.dumps(RECORD)), path.chmod(0o622)),
     "a link": lambda path: (path.with_name("other").write_text(json.dumps(RECORD)), path.symlink_to("other")),
     "a folder": lambda path: path.mkdir(),
     "a pipe": lambda path: os.mkfifo(path),
@@ -912,14 +926,15 @@ async def test_a_record_that_no_shim_wrote_is_not_believed(pool: Commands, make:
         lambda path: path.mkdir(),
         lambda path: os.mkfifo(path),
         lambda path: path.write_bytes(b"\xff" * 100),
+        lambda path: (path.write_text("1 2 boot\n"), path.chmod(0o622)),
     ],
-    ids=["a link", "a folder", "a pipe", "garbage"],
+    ids=["a link", "a folder", "a pipe", "garbage", "writable by others"],
 )
 async def test_a_lock_that_no_shim_made_is_nobodys(pool: Commands, make: Callable[[Path], Any]) -> None:
     async with attempt_of(pool) as (kind, attempt, folder):
         make(folder / "shim.lock")
         assert supervised.holder(folder) is None
-        certain = (folder / "shim.lock").is_file() and not (folder / "shim.lock").is_symlink()
+        certain = (folder / "shim.lock").is_file() and (folder / "shim.lock").lstat().st_mode & 0o777 == 0o600
         assert await kind.inspect(attempt.task) is (Remains.NEVER_BEGUN if certain else Remains.NOTHING)
         assert isinstance(await kind.run(attempt), Interrupted if certain else Failed)
 
@@ -976,8 +991,10 @@ def test_a_child_that_has_not_yet_become_the_command_is_found_by_the_note(tmp_pa
         try:
             started = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
             (tmp_path / "shim.lock").write_text(f"1 1 boot\n{later.pid} 17\n")
+            (tmp_path / "shim.lock").chmod(0o600)
             assert supervised.end_leftovers(tmp_path, "tleft", 1) == (0, [])  # the number is another's by now
             (tmp_path / "shim.lock").write_text(f"1 1 boot\n{child.pid} {started}\n")
+            (tmp_path / "shim.lock").chmod(0o600)
             assert supervised.end_leftovers(tmp_path, "tleft", 1) == (1, [])
             assert (child.wait(5), later.poll()) == (-signal.SIGKILL, None)
         finally:

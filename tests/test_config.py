@@ -60,6 +60,7 @@ def test_the_state_folder_is_an_absolute_path_however_it_was_written(
     [
         ("concurrency", 0),
         ("concurrency", 257),
+        ("allow_dirs", "/tmp,here"),
         ("timeout_seconds", 0),
         ("timeout_seconds", 86_401),
         ("command_max_attempts", 0),

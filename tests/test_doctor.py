@@ -127,7 +127,7 @@ def test_the_command_prints_a_line_for_each_check_and_exits_with_0_when_nothing_
     first, *lines, last = [line for line in result.stdout.splitlines() if "->" not in line]
     assert first == f"State folder: {state}"
     assert [tuple(line[:18].split(None, 1)) for line in lines][2:4] == [("ok", "settings    "), ("ok", "variables   ")]
-    assert len(lines) == 14
+    assert len(lines) == 15
     assert last.endswith("to look at.") or last == "All is well."
 
 
@@ -426,3 +426,11 @@ def test_a_clock_that_was_set_back_makes_nobody_younger_than_nothing(tmp_path: P
     noted = diagnosis.Store(servers={"abc": (1, round(1000 * (time.time() + 3600)), "1.0")})
     [found] = diagnosis.servers(tmp_path, noted)
     assert found.age == 0
+
+
+def test_allowed_folders_are_looked_for(tmp_path: Path) -> None:
+    assert doctor.command_dirs("")[:2] == (State.OK, "commands may run in every folder")
+    assert doctor.command_dirs(str(tmp_path))[:2] == (State.OK, f"commands may run in or below {tmp_path}")
+    state, text, mend = doctor.command_dirs(f"{tmp_path},{tmp_path}/gone")
+    assert (state, text) == (State.WARN, f"{tmp_path}/gone: no such folder")
+    assert "TASKORCH_ALLOW_DIRS" in mend

@@ -6,11 +6,11 @@ import signal
 from collections.abc import Mapping
 from errno import EACCES, EAGAIN, ENOENT, ENOMEM, EXDEV
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import anyio
 import anyio.to_thread
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from taskorch import output, supervised
 from taskorch.attempt import Attempt, Ending, Remains, unbegun
@@ -35,6 +35,16 @@ def _plain(text: str) -> str:
     return text
 
 
+def _env(value: Any) -> Any:
+    """Refuse what is no environment without showing its values: they may be secrets."""
+    if not isinstance(value, dict):
+        raise ValueError("must be an object of names and strings")
+    for name, text in cast(dict[str, Any], value).items():
+        if not isinstance(text, str):
+            raise ValueError(f"{shown(name)} must be a string")
+    return cast(Any, value)
+
+
 Text = Annotated[str, AfterValidator(_plain)]
 
 
@@ -44,7 +54,7 @@ class CommandPayload(BaseModel):
     model_config = ConfigDict(extra="forbid")
     argv: Annotated[list[Text], Field(min_length=1, max_length=1024)]
     cwd: Text | None = None
-    env: dict[Text, Text] = {}
+    env: Annotated[dict[Text, Text], BeforeValidator(_env)] = {}
     stdin: Text | None = None
 
 

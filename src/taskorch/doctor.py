@@ -58,6 +58,7 @@ def diagnose(flags: Mapping[str, object]) -> tuple[Path, list[Check]]:
         "variables": lambda: variables(os.environ),
         "config keys": lambda: keys(unknown_keys()),
         "commands": lambda: commands(settings.allow_commands),
+        "command dirs": lambda: command_dirs(settings.allow_dirs),
         "folder": lambda: rights(folder),
         "file system": lambda: file_system(folder, settings.allow_network_state),
         "disk": lambda: disk(place.free_bytes(_nearest(folder))),
@@ -122,6 +123,14 @@ def keys(unknown: list[str]) -> Found:
     if unknown:
         return WARN, f"{', '.join(unknown)}: no such setting", f"Correct or remove it in {config_file()}."
     return OK, f"{config_file()} " + ("holds known keys only" if config_file().exists() else "is not there"), ""
+
+
+def command_dirs(allowed: str) -> Found:
+    roots = Policy("", folders=allowed).roots
+    missing = [root for root in roots if not os.path.isdir(root)]
+    if missing:
+        return WARN, f"{', '.join(missing)}: no such folder", f"Make it, or correct {PREFIX}ALLOW_DIRS."
+    return OK, f"commands may run in or below {', '.join(roots)}" if roots else "commands may run in every folder", ""
 
 
 def commands(allowed: str) -> Found:
