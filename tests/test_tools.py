@@ -131,8 +131,9 @@ async def test_create_keeps_every_argument(client: Client, tmp_path: Path) -> No
     reply = await full(client, task["id"])
 
     kept = reply.facts
-    same = ("kind", "payload", "name", "priority", "max_attempts", "timeout_seconds", "on_server_exit")
+    same = ("kind", "name", "priority", "max_attempts", "timeout_seconds", "on_server_exit")
     assert {name: kept[name] for name in same} == {name: given[name] for name in same}
+    assert kept["payload"] == given["payload"] | {"env": {"A": "(hidden)"}}
     assert moment(kept["run_at"]) == datetime.fromisoformat(given["run_at"])
     assert moment(kept["expires_at"]) == datetime.fromisoformat(given["expires_at"])
     assert kept["expires_at"].endswith("-01-01T00:30:00.000Z")
