@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import taskorch
-from taskorch import diagnosis, doctor, machine, place, schema
+from taskorch import busy, diagnosis, doctor, machine, place, schema
 from taskorch.doctor import FAIL, OK, WARN, Check, State
 
 SECONDS = 20.0
@@ -346,7 +346,7 @@ def test_servers_supervisors_and_the_holder_of_the_write_lock_are_named(state: P
     assert checks["servers"].text.endswith(" s old")
     assert checks["supervisors"].text == f"task tabcdef, attempt 2, pid {process.pid}"
     assert checks["database"].state == OK
-    if diagnosis.LOCKS.exists():
+    if busy.LOCKS.exists():
         assert checks["write lock"].state == WARN
         assert checks["write lock"].text == f"held by pid {process.pid}"
 
@@ -409,7 +409,7 @@ def test_the_holder_is_found_in_the_kernel_s_list(lines: str, holder: int | None
     (tmp_path / "taskorch.db-shm").write_text("")
     inode = (tmp_path / "taskorch.db-shm").stat().st_ino
     (tmp_path / "locks").write_text("9: FLOCK ADVISORY WRITE 1 00:01:1 0 EOF\n" + lines.format(inode=inode))
-    assert diagnosis.lock_holder(tmp_path / "taskorch.db", tmp_path / "locks") == holder
+    assert busy.lock_holder(tmp_path / "taskorch.db", tmp_path / "locks") == holder
 
 
 def test_a_holder_in_another_container_has_no_pid() -> None:

@@ -72,7 +72,7 @@ def copy(connection: sqlite3.Connection, target: Path) -> None:
         raise StoreError(f"{target} cannot be written: {error.strerror}. Name a file in a folder of yours.") from error
     try:
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600))
-        patiently(lambda: connection.execute("VACUUM INTO ?", (str(part),)))
+        patiently(connection, lambda: connection.execute("VACUUM INTO ?", (str(part),)))
         _check(part)
         _to_disk(part)
         part.replace(target)

@@ -253,7 +253,7 @@ def _answer(write: _Write) -> None:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    patiently(lambda: schema.refuse_newer(connection))
+    patiently(connection, lambda: schema.refuse_newer(connection))
     schema.set_up(connection)
 
 

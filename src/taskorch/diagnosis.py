@@ -1,4 +1,4 @@
-"""What a state folder tells from outside: the database, the servers on it, supervisors, who holds the write lock.
+"""What a state folder tells from outside: the database, the servers on it, supervisors.
 
 Nothing is changed. SQLite is asked read-only, and `-wal` and `-shm` are never opened here: closing such a descriptor
 drops this process's locks.
@@ -13,8 +13,6 @@ from typing import Any
 
 from taskorch import backup, peers, schema, supervised
 
-LOCKS = Path("/proc/locks")
-WRITE_LOCK = 120  # the byte of the `-shm` file that stands for SQLite's write lock in WAL mode
 WAL_HEADER = 2  # in byte 18 of the file
 SERVERS = "SELECT uuid, pid, started_at, version FROM servers"
 
@@ -84,23 +82,6 @@ def shims(output: Path) -> list[str]:
     """The commands that run now, whether or not a server does."""
     found = ((lock.parent, supervised.holder(lock.parent)) for lock in sorted(output.glob("*/*/shim.lock")))
     return [f"task {f.parent.name}, attempt {f.name}, pid {pid}" for f, pid in found if pid is not None]
-
-
-def lock_holder(path: Path, locks: Path = LOCKS) -> int | None:
-    """The pid that holds the write lock, 0 or less if it lives in another container; None: nobody, or not known."""
-    try:
-        inode = path.with_name(f"{path.name}-shm").stat().st_ino
-        lines = locks.read_text("ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(words[4]) for words in map(str.split, lines) if _is_write_lock(words, inode)), None)
-
-
-def _is_write_lock(words: list[str], inode: int) -> bool:
-    """`1: POSIX ADVISORY WRITE pid major:minor:inode first last`. Some file systems tell another device in `stat`."""
-    if len(words) != 8 or words[1] != "POSIX" or words[3] != "WRITE" or not words[5].endswith(f":{inode}"):
-        return False
-    return int(words[6]) <= WRITE_LOCK and (words[7] == "EOF" or int(words[7]) >= WRITE_LOCK)
 
 
 def _read(path: Path, store: Store) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from taskorch import diagnosis, place, schema
+from taskorch import busy, diagnosis, place, schema
 from taskorch.config import PREFIX, Settings, config_file, load_settings, unknown_keys, unknown_variables
 from taskorch.errors import readable
 from taskorch.policy import Policy
@@ -66,7 +66,7 @@ def diagnose(flags: Mapping[str, object]) -> tuple[Path, list[Check]]:
         "moved aside": lambda: moved_aside(folder),
         "servers": lambda: servers(peers),
         "supervisors": lambda: (OK, _listed(diagnosis.shims(folder / "output"), "no command runs"), ""),
-        "write lock": lambda: write_lock(diagnosis.lock_holder(folder / "taskorch.db")),
+        "write lock": lambda: write_lock(busy.lock_holder(folder / "taskorch.db")),
     }
     return folder, [Check(name, *_guarded(look)) for name, look in looks.items()]
 
@@ -227,6 +227,9 @@ def write_lock(holder: int | None) -> Found:
     if holder is None:
         return OK, "free", ""
     who = f"pid {holder}" if holder > 0 else "a process of another container"
+    if holder > 0 and busy.is_stopped(holder):
+        mend = f"Resume it (kill -CONT {holder}) or end it (kill -KILL {holder}): nobody can write meanwhile."
+        return FAIL, f"held by {who}, which is stopped", mend
     return WARN, f"held by {who}", "A moment is normal. If it stays so, end that process: nobody can write meanwhile."
 
 

@@ -117,7 +117,7 @@ def explained(path: Path, error: sqlite3.Error) -> StoreError:
 def _refuse_damaged(path: Path) -> None:
     """Raise sqlite3.DatabaseError for a broken structure. Reads only: else closing merges the `-wal` into the file."""
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=0)) as connection:
-        patiently(partial(refuse_newer, connection))
+        patiently(connection, partial(refuse_newer, connection))
         if found := backup.damage(connection):
             error = sqlite3.DatabaseError(found)
             error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
@@ -126,7 +126,7 @@ def _refuse_damaged(path: Path) -> None:
 
 def _bring_up(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as connection:
-        patiently(partial(refuse_newer, connection))
+        patiently(connection, partial(refuse_newer, connection))
         set_up(connection)
         before = refuse_newer(connection)
         if 0 < before < version():
@@ -144,7 +144,7 @@ def _bring_up(path: Path) -> None:
 def set_up(connection: sqlite3.Connection) -> None:
     """How each connection that writes must behave."""
     for pragma in PRAGMAS:
-        patiently(partial(connection.execute, f"PRAGMA {pragma}"))
+        patiently(connection, partial(connection.execute, f"PRAGMA {pragma}"))
 
 
 def _damaged(path: Path, error: sqlite3.Error) -> StoreError:

@@ -175,9 +175,8 @@ class Worker:
         self._drained = True  # unless it turns out otherwise, now or by what becomes ready meanwhile
         began = time.perf_counter()
         try:
-            claimed = await self._store.claim(
-                self._owner, {name: max(0, most - queued) for name, most in ahead.items()}, free
-            )
+            more = {name: max(0, most - queued) for name, most in ahead.items()}
+            claimed = await self._store.claim(self._owner, more, free)
         except StoreError as error:
             log.error("could not claim: %s", error)
             self._drained = False
@@ -246,11 +245,12 @@ class Worker:
             self._told = anyio.Event()
             dirty = list(self._dirty)
             self._dirty.difference_update(dirty)  # before reading: what is reported from here on is written next time
-            news = [(attempt.task, attempt.latest) for attempt in dirty if attempt.latest]
             try:
-                await self._store.report(news)
+                await self._store.report([(attempt.task, attempt.latest) for attempt in dirty if attempt.latest])
             except StoreError as error:
                 log.warning("progress could not be stored: %s", error)
+                self._dirty.update(set(dirty).intersection(self._attempts.values()))
+                self._told.set()
             await anyio.sleep(PROGRESS_SECONDS)
 
     async def _tend(self, slots: TaskGroup) -> None:
