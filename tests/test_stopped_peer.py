@@ -154,6 +154,35 @@ async def test_a_server_that_starts_beside_a_stopped_process_says_who_it_is(
             pass
 
 
+async def test_whoever_came_later_waits_its_own_time_and_no_longer(
+    database: Database, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one waits alone; the others come meanwhile, and share the next commit."""
+    ends: dict[str, str] = {}
+
+    async def write(name: str) -> None:
+        try:
+            await database.write(lambda tx: None)
+            ends[name] = "written"
+        except StoreError:
+            ends[name] = "refused"
+            refused.set()
+
+    refused = anyio.Event()
+    with stopped_holder(path) as found, anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            for name, seconds in (("first", 0.2), ("second", 0.2), ("late", 60.0)):
+                monkeypatch.setattr(busy, "BUSY_SECONDS", seconds)
+                group.start_soon(write, name)
+                await anyio.wait_all_tasks_blocked()
+            while len(ends) < 2:
+                await refused.wait()
+                refused = anyio.Event()
+            assert ends == {"first": "refused", "second": "refused"}
+            found.resume()
+    assert ends["late"] == "written"
+
+
 # What the pool does.
 
 

@@ -15,19 +15,29 @@ WRITE_LOCK = 120  # the byte of the `-shm` file that stands for SQLite's write l
 STOPPED = (b"T", b"t")  # by a signal, by a debugger
 
 
-def begin(connection: sqlite3.Connection, stopping: Callable[[], bool] = lambda: False) -> None:
-    """BEGIN IMMEDIATE. Raises StoreError after 10 s, or as soon as `stopping` says so."""
-    patiently(connection, lambda: connection.execute("BEGIN IMMEDIATE"), stopping)
+class Busy(StoreError):
+    """Another process was in the way for too long; nothing was changed."""
+
+
+def begin(
+    connection: sqlite3.Connection, stopping: Callable[[], bool] = lambda: False, until: float | None = None
+) -> None:
+    """BEGIN IMMEDIATE. Raises Busy: see `patiently`."""
+    patiently(connection, lambda: connection.execute("BEGIN IMMEDIATE"), stopping, until)
 
 
 def patiently(
-    connection: sqlite3.Connection, step: Callable[[], object], stopping: Callable[[], bool] = lambda: False
+    connection: sqlite3.Connection,
+    step: Callable[[], object],
+    stopping: Callable[[], bool] = lambda: False,
+    until: float | None = None,
 ) -> None:
     """Take a step on the connection until no other process is in its way, with a flat, jittered pause.
 
-    SQLite's own pause grows, which starves one of several writers. Raises StoreError after 10 s, or when `stopping`.
+    SQLite's own pause grows, which starves one of several writers. Raises Busy after 10 s (or at `until`, by the
+    monotonic clock), or as soon as `stopping` says so.
     """
-    deadline = time.monotonic() + BUSY_SECONDS
+    until = until or deadline()
     while True:
         try:
             step()
@@ -35,9 +45,14 @@ def patiently(
         except sqlite3.OperationalError as error:
             if not _is_busy(error):
                 raise
-        if stopping() or time.monotonic() > deadline:
-            raise StoreError(f"The store is busy: {_reason(connection)}")
+        if stopping() or time.monotonic() >= until:
+            raise Busy(f"The store is busy: {_reason(connection)}")
         time.sleep(0.001 + 0.004 * random.random())  # on the connection's own thread; nothing tells of a freed lock
+
+
+def deadline() -> float:
+    """When somebody who begins to wait now gives up, by the monotonic clock."""
+    return time.monotonic() + BUSY_SECONDS
 
 
 def lock_holder(path: Path, locks: Path = LOCKS) -> int | None:

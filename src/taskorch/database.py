@@ -7,9 +7,10 @@ BEGIN and COMMIT, so a cancelled caller cannot leave a transaction open, and cal
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,7 +19,7 @@ import anyio
 import anyio.to_thread
 
 from taskorch import schema
-from taskorch.busy import begin, patiently
+from taskorch.busy import Busy, begin, deadline, patiently
 from taskorch.connection import connection, hop, store_error
 from taskorch.errors import StoreError
 
@@ -39,13 +40,14 @@ class Transaction(sqlite3.Connection):
         self.moved: list[Any] = []
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Write:
     function: Callable[..., Any]
     items: tuple[Any, ...]  # of a write that goes together with others of its function: one
     future: asyncio.Future[Any]
     result: Any = None
     error: BaseException | None = None
+    until: float = field(default_factory=deadline)  # then its caller has waited long enough for other processes
 
 
 class Database:
@@ -126,6 +128,10 @@ class Database:
         try:
             return await hop(self._writer, self._run, batch)
         except Exception as error:
+            if isinstance(error, Busy) and not self._closing:
+                now = time.monotonic()  # what came while the first of them waited has more time
+                self._queue[:0] = [write for write in batch[1:] if write.until > now]
+                batch[1:] = [write for write in batch[1:] if write.until <= now]
             failure = store_error(error)
             for write in batch:
                 write.error = failure
@@ -148,7 +154,7 @@ class Database:
         self, tx: Transaction, batch: list[_Write], do: Callable[[Transaction, list[_Write]], None]
     ) -> list[Any]:
         tx.changed, tx.moved = [], []
-        begin(tx, lambda: self._closing)
+        begin(tx, lambda: self._closing, batch[0].until)
         try:
             self._check_place()
             schema.refuse_newer(tx)  # a newer taskorch may have converted the file under us
