@@ -725,7 +725,7 @@ async def test_a_shim_killed_under_its_server_loses_the_command_and_leaves_nothi
         task = await pool.ended(task)
         assert pool.alive(task) == []
     assert failure(task)[:2] == (Status.FAILED, Reason.WORKER_LOST)
-    assert failure(task)[2] == "its supervisor was killed; 4 processes had to be killed"
+    assert failure(task)[2] == "its supervisor was killed or failed; 4 processes had to be killed"
 
 
 async def test_a_shim_killed_while_no_server_lived_is_cleaned_up_after_by_the_next(pool: Commands) -> None:
@@ -792,6 +792,18 @@ async def test_a_shim_that_does_not_come_up_fails_the_attempt_which_may_be_tried
         task = await pool.backing_off(await pool.command("echo", max_attempts=2))
     assert task.error is not None
     assert (task.error.reason, "did not come up" in task.error.message) == (Reason.SPAWN_ERROR, True)
+
+
+async def test_a_supervisor_s_code_that_was_cut_short_costs_one_attempt_and_not_all(
+    pool: Commands, tmp_path: Path
+) -> None:
+    """As a full disk or a power cut may leave it."""
+    async with pool.serving():
+        await pool.run("true")
+        [code] = (tmp_path / "state" / "cache").glob("shim-*.pyc")
+        code.write_bytes(code.read_bytes()[:1000])
+        assert failure(await pool.run("true"))[1] is Reason.SPAWN_ERROR
+        assert (await pool.run("true")).status is Status.COMPLETED
 
 
 async def test_shims_that_were_let_go_do_not_stay_as_zombies(pool: Commands, tmp_path: Path) -> None:
@@ -915,7 +927,7 @@ async def test_a_record_that_no_shim_wrote_is_not_believed(pool: Commands, make:
         (folder / "shim.lock").write_text("1 2 boot\n3 4\n")  # a child was noted
         assert await kind.inspect(attempt.task) is Remains.NOTHING
         assert await kind.run(attempt) == Failed(
-            Reason.WORKER_LOST, "its supervisor was killed; 0 processes had to be killed"
+            Reason.WORKER_LOST, "its supervisor was killed or failed; 0 processes had to be killed"
         )
 
 

@@ -695,6 +695,35 @@ def test_a_flood_of_output_costs_neither_disk_nor_memory(shim: Shim, tmp_path: P
     assert len(kept) > 384 << 10
 
 
+def test_a_full_disk_costs_none_of_what_was_kept_before(start: Callable[..., Shim], gate: int) -> None:
+    """A segment that gets no byte takes nobody's place, however often that is tried."""
+    shim = start({"RETRY_SECONDS = 1.0": "RETRY_SECONDS = 0.0"})
+    script = "seq -w 0 999; for i in 1 2 3 4; do read line; printf 1234567890; done < gate; exit 3"
+    shim.run("sh", "-c", script, h=1000, l=1500)
+    wait_for(lambda: sum(path.stat().st_size for path in shim.folder.glob("output*")) == 4000)
+    resource.prlimit(shim.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    reads = Path(f"/proc/{shim.pid}/io")
+    for _ in range(3):
+        before = reads.read_text()
+        os.write(gate, b"\n")
+        wait_for(lambda before=before: reads.read_text() != before)
+    resource.prlimit(shim.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    os.write(gate, b"\n")
+    record = shim.ended()
+    assert (record["code"], record["bytes"]) == (3, 4040)
+    whole = b"".join(b"%03d\n" % number for number in range(1000))
+    assert shim.output() == whole[:1000]
+    assert shim.path("output.2500").read_bytes() == whole[2500:]
+    assert len(shim.files()) <= len({"shim.lock", "output", "output.2500", "output.4030", "exit.json"})
+
+
+def test_an_end_that_a_failing_disk_does_not_confirm_is_on_record_all_the_same(start: Callable[..., Shim]) -> None:
+    refused = "    os.fsync = lambda _: os.open('/nowhere', os.O_RDONLY)\n    os.ftruncate(record,"
+    shim = start({"    os.ftruncate(record,": refused})
+    shim.run("sh", "-c", "exit 3")
+    assert shim.ended()["code"] == 3
+
+
 def test_a_disk_that_takes_no_more_costs_bytes_but_not_the_command(start: Callable[..., Shim], gate: int) -> None:
     """A file size limit stands for the full disk."""
     shim = start({"RETRY_SECONDS = 1.0": "RETRY_SECONDS = 0.0"})

@@ -25,7 +25,7 @@ from taskorch.bell import Bell
 from taskorch.command import Command
 from taskorch.config import Settings
 from taskorch.database import open_database
-from taskorch.errors import TaskError
+from taskorch.errors import StoreError, TaskError
 from taskorch.handlers import load_handlers
 from taskorch.housekeeping import Housekeeper
 from taskorch.peers import Peers, nobody_lives, refuse_foreign
@@ -113,7 +113,10 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
                             worker.stop()
                 finally:
                     with anyio.CancelScope(shield=True):
-                        await store.leave(owner)
+                        try:
+                            await store.leave(owner)
+                        except StoreError as error:  # the others will find this server gone
+                            log.warning("could not sign off: %s", error)
                 group.cancel_scope.cancel()
 
 

@@ -176,7 +176,7 @@ class Command:
             return Failed(Reason.WORKER_LOST, text, retryable=False)
         if never_begun and not ended:
             return Interrupted("it had not begun")
-        what = "its supervisor was killed" if folder.is_dir() else "its files were removed"
+        what = "its supervisor was killed or failed" if folder.is_dir() else "its files were removed"
         return Failed(Reason.WORKER_LOST, f"{what}; {_ended(ended)}")
 
     def _ending(self, attempt: Attempt, record: Exit) -> Outcome:

@@ -44,4 +44,17 @@ def store_error(error: BaseException) -> TaskError:
     """What the caller is told of a failure of the file."""
     if isinstance(error, TaskError):
         return error
-    return StoreError(f"The store failed: {error}. Nothing was changed; see the server's log and the state folder.")
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_FULL:
+            text = (
+                "The disk that holds the state folder is full. Nothing was changed. Free some space on it, then call "
+                "again: the server need not be restarted."
+            )
+        case sqlite3.SQLITE_IOERR:
+            text = (
+                f"The store cannot be read or written ({error}): the disk that holds the state folder is full or "
+                "failing. Nothing was changed. Free some space on it, or see the system's log; then call again."
+            )
+        case _:
+            text = f"The store failed: {error}. Nothing was changed; see the server's log and the state folder."
+    return StoreError(text)

@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,7 +129,8 @@ class Peers:
         beats = 0
         while True:  # by a thread: neither a busy event loop nor a busy store may make us look frozen
             beats += 1
-            os.pwrite(self._fd, beats.to_bytes(8, "little"), COUNTER_AT)
+            with suppress(OSError):  # some file systems refuse even this when they are full
+                os.pwrite(self._fd, beats.to_bytes(8, "little"), COUNTER_AT)
             if self._gone.wait(BEAT_SECONDS):
                 return
 

@@ -65,9 +65,9 @@ def main() -> None:
         attempt.end_tree()  # no exit record, but no unsupervised tree either
         raise
     os.ftruncate(record, os.pwrite(record, ending.encode(), 0))
-    os.fsync(record)
+    _maybe(os.fsync, record)  # refused by a failing disk: what can still be read is worth more than nothing
     os.rename("exit.json.tmp", "exit.json", src_dir_fd=folder, dst_dir_fd=folder)
-    os.fsync(folder)
+    _maybe(os.fsync, folder)
 
 
 class Order:
@@ -115,6 +115,8 @@ class Output:
                 left = left[written:]
         except OSError:
             # No byte may land where a lost one belongs: the next one to be kept opens a segment at its own offset.
+            if len(self._files) > 1 and self._room == self._segment:  # empty: keep the one before it instead
+                self._remove(self._files.pop())
             self._room = 0
             self._retry_at = time.monotonic() + RETRY_SECONDS
 
@@ -125,12 +127,15 @@ class Output:
 
     def _open_segment(self, offset: int) -> None:
         if len(self._files) > 2:
-            name, fd = self._files.pop(1)
-            os.close(fd)
-            os.unlink(name, dir_fd=self._folder)
+            self._remove(self._files.pop(1))
         name = f"output.{offset}"
         self._files.append((name, _create(self._folder, name)))
         self._room = self._segment
+
+    def _remove(self, file: "tuple[str, int]") -> None:
+        name, fd = file
+        os.close(fd)
+        os.unlink(name, dir_fd=self._folder)
 
 
 class Attempt:

@@ -107,6 +107,8 @@ class Supervised:
             process.kill()
             await started.ended()
             started.close()
+            if shim != SHIM:
+                _remove(shim)  # a full disk may have cut it short: it is made anew
             raise SpawnFailed("the supervisor did not come up; see free memory, disk and the limit on processes")
         return started
 
@@ -236,6 +238,11 @@ def compiled_shim(folder: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         py_compile.compile(str(SHIM), cfile=str(target), doraise=True)
     return target
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink()
 
 
 def _spawn(folder: Path, shim: Path) -> subprocess.Popen[bytes]:
