@@ -30,6 +30,7 @@ STORE = {
     "schema",
     "busy",
     "connection",
+    "originals",
     "database",
     "bulk",
     "removed",

@@ -53,6 +53,13 @@ def before_migration(connection: sqlite3.Connection, database: Path, version: in
     return target
 
 
+def rescue(connection: sqlite3.Connection, database: Path) -> Path:
+    """Keep what an open connection still sees of a database that was removed. Raises StoreError, sqlite3.Error."""
+    target = _new_name(_folder(database), "-rescued")
+    copy(connection, target)
+    return target
+
+
 def automatic(folder: Path) -> list[Path]:
     """The copies made before conversions, oldest first."""
     return sorted(folder.glob(f"taskorch-*-{BEFORE}*.db"), key=lambda path: (path.stat().st_mtime_ns, path.name))

@@ -30,7 +30,7 @@ async def hop(opened: aiosqlite.Connection, function: Callable[..., T], *args: A
 async def connection(path: Path, factory: type[sqlite3.Connection]) -> AsyncGenerator[aiosqlite.Connection]:
     """Open a connection with a thread of its own, and close it for certain. Raises StoreError."""
     try:
-        opened = await aiosqlite.connect(path, isolation_level=None, timeout=0, cached_statements=256, factory=factory)
+        opened = await aiosqlite.connect(path, **_options(factory))
     except sqlite3.Error as error:
         raise store_error(error) from error
     try:
@@ -38,6 +38,24 @@ async def connection(path: Path, factory: type[sqlite3.Connection]) -> AsyncGene
     finally:
         with anyio.CancelScope(shield=True):  # its thread is no daemon: left open, the process would never end
             await opened.close()
+
+
+async def close(opened: aiosqlite.Connection) -> None:
+    """Close its file, but not its thread: `reopen` it there. Raises StoreError."""
+    await hop(opened, sqlite3.Connection.close)
+
+
+async def reopen(opened: aiosqlite.Connection, path: Path, factory: type[sqlite3.Connection]) -> None:
+    """Open its file again, by its name. Raises StoreError."""
+
+    def replace(_: sqlite3.Connection) -> None:
+        cast(Any, opened)._connection = sqlite3.connect(path, **_options(factory))
+
+    await hop(opened, replace)
+
+
+def _options(factory: type[sqlite3.Connection]) -> dict[str, Any]:
+    return {"isolation_level": None, "timeout": 0, "cached_statements": 256, "factory": factory}
 
 
 def store_error(error: BaseException) -> TaskError:

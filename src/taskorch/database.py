@@ -20,8 +20,9 @@ import anyio.to_thread
 
 from taskorch import schema
 from taskorch.busy import Busy, begin, deadline, patiently
-from taskorch.connection import connection, hop, store_error
+from taskorch.connection import close, connection, hop, reopen, store_error
 from taskorch.errors import StoreError
+from taskorch.originals import Displaced, Originals
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -58,7 +59,8 @@ class Database:
 
     def __init__(self, path: Path, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
         self._path = path
-        self._identity = (path.stat().st_dev, path.stat().st_ino)
+        self._originals = Originals(path)
+        self._is_closed = False
         self.before_commit: Callable[[Transaction], None] = _ignore
         self.on_commit: Callable[[list[Any]], None] = _ignore
         self._writer = writer
@@ -96,6 +98,8 @@ class Database:
 
     async def foreign_version(self) -> int:
         """A number that changes when another process has committed (own commits do not count)."""
+        if self._originals.displaced:  # looked at here too, so that it is noticed soon where nobody writes
+            await self.write(_nothing)
         return await hop(self._writer, _data_version)
 
     async def serve(self) -> None:
@@ -126,7 +130,13 @@ class Database:
 
     async def _commit(self, batch: list[_Write]) -> list[Any]:
         try:
-            return await hop(self._writer, self._run, batch)
+            try:
+                if self._is_closed:
+                    await self._open_anew()
+                return await hop(self._writer, self._run, batch)
+            except Displaced:
+                await self._open_anew()
+                return await hop(self._writer, self._run, batch)
         except Exception as error:
             if isinstance(error, Busy) and not self._closing:
                 now = time.monotonic()  # what came while the first of them waited has more time
@@ -156,7 +166,7 @@ class Database:
         tx.changed, tx.moved = [], []
         begin(tx, lambda: self._closing, batch[0].until)
         try:
-            self._check_place()
+            self._originals.check()
             schema.refuse_newer(tx)  # a newer taskorch may have converted the file under us
             do(tx, batch)
             if tx.moved:
@@ -168,17 +178,18 @@ class Database:
             raise
         return tx.changed
 
-    def _check_place(self) -> None:
-        """Refuse to write into a file that nobody will find again. Raises StoreError."""
-        try:
-            found = self._path.stat()
-        except OSError:
-            found = None
-        if found is None or (found.st_dev, found.st_ino) != self._identity:
-            raise StoreError(
-                f"The database file {self._path} was removed or replaced while the server runs. Nothing was changed; "
-                "restart the server."
-            )
+    async def _open_anew(self) -> None:
+        """Somebody removed a file that is open: save what was committed, and go on with the files of those names."""
+        if not self._is_closed:
+            await hop(self._writer, self._originals.save)
+        self._is_closed = True  # if this fails: the next write tries again
+        await close(self._reader)
+        await close(self._writer)
+        for opened, prepare in ((self._writer, _prepare), (self._reader, _prepare_reader)):
+            await reopen(opened, self._path, Transaction)
+            await hop(opened, prepare)
+        self._originals.renew()
+        self._is_closed = False
 
 
 class _Refused(Exception):
@@ -284,3 +295,7 @@ def _data_version(connection: sqlite3.Connection) -> int:
 
 def _ignore(_: Any) -> None:
     """Nobody listens."""
+
+
+def _nothing(_: Transaction) -> None:
+    """A transaction that only looks whether one can be made."""

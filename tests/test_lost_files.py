@@ -1,0 +1,125 @@
+"""Files removed or replaced under a running server: nothing that was answered is lost without a word."""
+
+import logging
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from test_process import Place, wait_for
+
+from taskorch.database import Database, open_database
+from taskorch.errors import StoreError
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="open files cannot be removed there")
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[Place]:
+    place = Place(folder)
+    try:
+        yield place
+    finally:
+        place.close()
+
+
+def remove(place: Place, *endings: str) -> None:
+    for ending in endings:
+        (place.state / f"taskorch.db{ending}").unlink()
+
+
+def sound(path: Path) -> bool:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+GONE = pytest.mark.parametrize("gone", [("-wal",), ("-shm",), ("-wal", "-shm")], ids="".join)
+LATER = {"delay_seconds": 3600}
+
+
+@GONE
+def test_a_server_goes_on_when_files_beside_its_database_are_removed(gone: tuple[str, ...], tmp_path: Path) -> None:
+    with served(tmp_path) as place:
+        server = place.start()
+        made = {server.create("hold") for _ in range(5)}
+        remove(place, *gone)
+        made |= {server.create("hold") for _ in range(5)}
+        assert f"{gone[0]} was removed while the server runs" in server.errors.read_text()
+        server.kill()
+        assert place.rows().keys() == made
+        assert sound(place.state / "taskorch.db")
+        following = place.start()
+        assert following.call("list_tasks", limit=1)["counts"]
+        assert following.end() == 0
+
+
+@GONE
+def test_what_was_stored_is_saved_soon_although_nobody_writes(gone: tuple[str, ...], tmp_path: Path) -> None:
+    with served(tmp_path) as place:
+        server = place.start()
+        made = {server.call("create_task", kind="hold", **LATER)["id"] for _ in range(5)}
+        remove(place, *gone)
+        wait_for(lambda: "was removed while the server runs" in server.errors.read_text())
+        wait_for(lambda: all(path.exists() for path in (place.state / f"taskorch.db{ending}" for ending in gone)))
+        server.kill()
+        assert place.rows().keys() == made
+
+
+@GONE
+def test_two_servers_both_go_on_when_files_beside_their_database_are_removed(
+    gone: tuple[str, ...], tmp_path: Path
+) -> None:
+    with served(tmp_path) as place:
+        one, two = place.start(), place.start()
+        made = {server.call("create_task", kind="hold", **LATER)["id"] for server in (one, two) for _ in range(5)}
+        remove(place, *gone)
+        made |= {server.call("create_task", kind="hold", **LATER)["id"] for _ in range(5) for server in (one, two)}
+        assert {task["id"] for task in two.call("list_tasks", limit=100)["tasks"]} == made
+        three = place.start()
+        made.add(three.call("create_task", kind="hold", **LATER)["id"])
+        assert one.end() == two.end() == three.end() == 0
+        assert place.rows().keys() == made
+        assert sound(place.state / "taskorch.db")
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_what_a_removed_database_held_is_kept_in_a_copy_that_the_error_names(
+    replaced: bool, database: Database, tmp_path: Path
+) -> None:
+    path = tmp_path / "state" / "taskorch.db"
+    await database.write(
+        lambda tx: tx.execute("CREATE TABLE notes(text)") and tx.execute("INSERT INTO notes VALUES (1)")
+    )
+    path.unlink()
+    if replaced:
+        path.touch()
+    for _ in range(2):
+        with pytest.raises(StoreError, match="removed or replaced") as error:
+            await database.write(lambda tx: tx.execute("INSERT INTO notes VALUES (2)"))
+    [copy] = (tmp_path / "state" / "backups").iterdir()
+    assert str(copy) in str(error.value)
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("SELECT text FROM notes").fetchall() == [(1,)]
+    assert await database.read(lambda db: db.execute("SELECT count(*) FROM notes").fetchone()) == (1,), "reads go on"
+    assert not path.exists() or path.stat().st_size == 0, "and nothing is written into what is there now"
+
+
+async def test_a_folder_removed_as_a_whole_is_told_and_not_made_again(database: Database, tmp_path: Path) -> None:
+    os.rename(tmp_path / "state", tmp_path / "away")
+    with pytest.raises(StoreError, match="removed or replaced while the server runs. Nothing was changed"):
+        await database.write(lambda tx: None)
+    assert not (tmp_path / "state").exists()
+    os.rename(tmp_path / "away", tmp_path / "state")
+    await database.write(lambda tx: None)
+
+
+async def test_files_that_are_there_are_not_made_anew(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    async with open_database(database._path):
+        await database.write(lambda tx: None)
+    await database.foreign_version()
+    await database.write(lambda tx: None)
+    assert not caplog.records
