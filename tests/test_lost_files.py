@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from test_process import Place, wait_for
 
+from taskorch import database as module
 from taskorch.database import Database, open_database
 from taskorch.errors import StoreError
 
@@ -90,9 +91,8 @@ async def test_what_a_removed_database_held_is_kept_in_a_copy_that_the_error_nam
     replaced: bool, database: Database, tmp_path: Path
 ) -> None:
     path = tmp_path / "state" / "taskorch.db"
-    await database.write(
-        lambda tx: tx.execute("CREATE TABLE notes(text)") and tx.execute("INSERT INTO notes VALUES (1)")
-    )
+    await database.write(lambda tx: tx.execute("CREATE TABLE notes AS SELECT 1 AS text").fetchone())
+    assert await database.read(lambda db: db.execute("SELECT count(*) FROM notes").fetchone()) == (1,)
     path.unlink()
     if replaced:
         path.touch()
@@ -109,11 +109,27 @@ async def test_what_a_removed_database_held_is_kept_in_a_copy_that_the_error_nam
 
 async def test_a_folder_removed_as_a_whole_is_told_and_not_made_again(database: Database, tmp_path: Path) -> None:
     os.rename(tmp_path / "state", tmp_path / "away")
-    with pytest.raises(StoreError, match="removed or replaced while the server runs. Nothing was changed"):
+    with pytest.raises(StoreError, match="removed or replaced"):
         await database.write(lambda tx: None)
     assert not (tmp_path / "state").exists()
     os.rename(tmp_path / "away", tmp_path / "state")
     await database.write(lambda tx: None)
+
+
+async def test_files_that_cannot_be_made_anew_at_once_are_made_by_a_later_write(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "reopen", full)
+        database._path.with_name("taskorch.db-wal").unlink()
+        for _ in range(2):
+            with pytest.raises(StoreError, match="the disk is full"):
+                await database.write(lambda tx: None)
+    await database.write(lambda tx: tx.execute("CREATE TABLE notes(text)").fetchone())
+    assert await database.read(lambda db: db.execute("SELECT count(*) FROM notes").fetchone()) == (0,)
 
 
 async def test_files_that_are_there_are_not_made_anew(database: Database, caplog: pytest.LogCaptureFixture) -> None:
