@@ -86,6 +86,23 @@ def test_two_servers_both_go_on_when_files_beside_their_database_are_removed(
         assert sound(place.state / "taskorch.db")
 
 
+def test_a_crash_image_without_its_wal_opens_as_of_the_last_checkpoint_and_is_sound(tmp_path: Path) -> None:
+    """What was only in the `-wal` is gone, and nothing can tell; what the file holds is there, and it can be used."""
+    with served(tmp_path) as place:
+        first = place.start()
+        kept = first.call("create_task", kind="hold", **LATER)["id"]
+        assert first.end() == 0
+        second = place.start()
+        second.call("create_task", kind="hold", **LATER)
+        second.kill()
+        remove(place, "-wal", "-shm")
+        third = place.start()
+        made = third.call("create_task", kind="hold", **LATER)["id"]
+        assert third.end() == 0
+        assert place.rows().keys() == {kept, made}
+        assert sound(place.state / "taskorch.db")
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 async def test_what_a_removed_database_held_is_kept_in_a_copy_that_the_error_names(
     replaced: bool, database: Database, tmp_path: Path
