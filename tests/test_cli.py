@@ -88,6 +88,7 @@ def test_help_names_every_option(run: Run) -> None:
         "demo",
         "doctor",
         "backup",
+        "install",
     ):
         assert option in result.stdout
 
@@ -103,6 +104,7 @@ def test_a_person_at_a_terminal_is_told_what_to_do_instead(run: Run, tmp_path: P
     assert "MCP server" in result.stderr
     assert "taskorch demo" in result.stderr
     assert "taskorch doctor" in result.stderr
+    assert "taskorch install" in result.stderr
     assert '"mcpServers"' in result.stderr
     assert not (tmp_path / "state").exists()
 

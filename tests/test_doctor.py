@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import taskorch
-from taskorch import busy, diagnosis, doctor, machine, place, schema
+from taskorch import busy, diagnosis, doctor, hosts, machine, place, schema
 from taskorch.doctor import FAIL, OK, WARN, Check, State
 
 SECONDS = 20.0
@@ -51,6 +51,7 @@ def nothing_of_the_developer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name in [name for name in os.environ if name.startswith("TASKORCH_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -126,7 +127,10 @@ def test_the_command_prints_a_line_for_each_check_and_exits_with_0_when_nothing_
     assert (result.returncode, result.stderr) == (0, "")
     first, *lines, last = [line for line in result.stdout.splitlines() if "->" not in line]
     assert first == f"State folder: {state}"
-    assert [tuple(line[:18].split(None, 1)) for line in lines][2:4] == [("ok", "settings    "), ("ok", "variables   ")]
+    assert [tuple(line[:20].split(None, 1)) for line in lines][2:4] == [
+        ("ok", "settings      "),
+        ("ok", "variables     "),
+    ]
     assert len(lines) == 15
     assert last.endswith("to look at.") or last == "All is well."
 
@@ -434,3 +438,91 @@ def test_allowed_folders_are_looked_for(tmp_path: Path) -> None:
     state, text, mend = doctor.command_dirs(f"{tmp_path},{tmp_path}/gone")
     assert (state, text) == (State.WARN, f"{tmp_path}/gone: no such folder")
     assert "TASKORCH_ALLOW_DIRS" in mend
+
+
+# Hosts
+
+
+PROGRAM = str(Path(sys.executable).with_name("taskorch"))
+
+
+def connected(state: Path, text: str, name: str = "cursor") -> Check:
+    """What is said of a host whose file holds that text."""
+    path = hosts.find(hosts.HostName(name)).user
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return examine(state)[name]
+
+
+def naming(*words: str) -> str:
+    return json.dumps({"mcpServers": {"taskorch": {"command": words[0], "args": words[1:]}}})
+
+
+def test_without_a_host_it_is_said_how_to_connect_one(state: Path) -> None:
+    checks = examine(state)
+    assert checks["hosts"].state == OK and "taskorch install claude-desktop|" in checks["hosts"].text
+    assert not checks.keys() & set(hosts.HostName)
+
+
+def test_only_the_hosts_that_are_found_are_told_of(state: Path) -> None:
+    check = connected(state, '{"numStartups": 3}', "claude-code")
+    assert check.state == OK and "names no taskorch; to connect it: taskorch install claude-code" in check.text
+    checks = examine(state)
+    assert checks.keys() & {"hosts", *hosts.HostName} == {"claude-code"}
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_host_that_starts_this_taskorch_is_well(link: bool, state: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "taskorch").symlink_to(PROGRAM)
+    program = str(tmp_path / "bin" / "taskorch") if link else PROGRAM
+    assert connected(state, naming(program)) == Check("cursor", OK, f"starts this taskorch: {program}")
+    assert connected(state, naming(sys.executable, "-m", "taskorch")).text.startswith("starts this taskorch")
+
+
+def test_a_file_with_comments_is_understood(state: Path) -> None:
+    text = f'{{"servers": {{"taskorch": {{"command": "{PROGRAM}",}}, /* mine */}}}} // end'
+    assert connected(state, text, "vscode").text.startswith("starts this taskorch")
+
+
+@pytest.mark.parametrize(
+    ("words", "state_said", "said"),
+    [
+        (("/gone/bin/taskorch",), FAIL, "/gone/bin/taskorch does not exist"),
+        (("{tmp}/dead",), FAIL, "cannot be executed"),
+        (("{tmp}",), FAIL, "cannot be executed"),
+        (("~/bin/taskorch",), FAIL, "~/bin/taskorch is not found"),
+        (("no-such-taskorch",), FAIL, "no-such-taskorch is not found"),
+        (("sh",), WARN, "another PATH"),
+        (("{tmp}/live",), WARN, "another taskorch than this one"),
+        (("/bin/sh", "-m", "taskorch"), WARN, "another taskorch than this one"),
+        (("{tmp}/uvx", "taskorch"), OK, "uvx taskorch"),
+        (("${userHome}/taskorch",), OK, "only Cursor can look up"),
+    ],
+)
+def test_a_host_that_starts_something_else_is_told_of(
+    words: tuple[str, ...], state_said: State, said: str, state: Path, tmp_path: Path
+) -> None:
+    for name, mode in (("dead", 0o600), ("live", 0o700), ("uvx", 0o700)):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(mode)
+    check = connected(state, naming(*(word.replace("{tmp}", str(tmp_path)) for word in words)))
+    assert check.state == state_said and said in check.text
+    assert ("taskorch install cursor" in check.mend) is (state_said != OK)
+
+
+@pytest.mark.parametrize(
+    ("text", "state_said", "said"),
+    [
+        ('{"mcpServers": {"taskorch": {"url": "http://localhost"}}}', FAIL, "names no command"),
+        ('{"mcpServers": {"taskorch": {"command": 3, "args": ["x"]}}}', FAIL, "names no command"),
+        ('{"mcpServers": {"taskorch": 3}}', OK, "names no taskorch"),
+        ('{"mcpServers": []}', OK, "names no taskorch"),
+        ("[]", OK, "names no taskorch"),
+        ("", OK, "names no taskorch"),
+        ('{"mcpServers": ', WARN, "is no JSON"),
+    ],
+)
+def test_whatever_a_host_s_file_holds_is_put_in_words(text: str, state_said: State, said: str, state: Path) -> None:
+    check = connected(state, text)
+    assert check.state == state_said and said in check.text

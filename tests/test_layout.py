@@ -41,20 +41,14 @@ STORE = {
     "queries",
 }
 MCP = {
-    "wording",
-    "aliases",
-    "confirmation",
-    "answered",
-    "arguments",
-    "tools",
-    "service",
-    "replies",
-    "history",
-    "health",
-    "server",
-    "resources",
+    *("wording", "replies", "history", "health", "service"),
+    *("arguments", "aliases", "tools", "confirmation"),
+    *("server", "resources", "answered"),
 }
-FRONT = {"__init__", "__main__", "app", "parent", "cli", "config", "logs", "demo", "diagnosis", "doctor", "shim"}
+FRONT = {
+    *("__init__", "__main__", "app", "parent", "cli", "config", "logs", "demo", "diagnosis", "doctor", "shim"),
+    *("hosts", "install", "jsontext"),
+}
 STARTS_WORK = {"worker", "handlers", "command", "supervised"}
 SDK = {"mcp", "mcp_types"}
 
@@ -145,7 +139,7 @@ def test_only_app_knows_both_sides() -> None:
 
 
 def test_the_command_line_starts_without_the_sdk() -> None:
-    assert MODULES["cli"].late == {"app", "backup", "demo", "doctor"} & ALL
+    assert MODULES["cli"].late == {"app", "backup", "demo", "doctor", "install"} & ALL
     assert not MODULES["cli"].ours & (MCP | {"app", "demo"})
     assert not reach("cli") & SDK
 

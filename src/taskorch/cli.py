@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from taskorch import __version__, logs
 from taskorch.config import PREFIX, Settings, config_file, load_settings, unknown_keys, unknown_variables
 from taskorch.errors import StoreError, readable
+from taskorch.hosts import HostName
 
 FAILED = 1
 USAGE = 2  # exit code for what the caller can mend
@@ -26,9 +27,10 @@ stdin, so there is nothing to type here.
 
   taskorch demo      see it at work
   taskorch doctor    what may be wrong on this machine, and how to mend it
+  taskorch install   name it in a host's configuration
   taskorch --help    options and settings
 
-To use it from a host, add this to its MCP configuration:
+A host that `taskorch install` does not know takes this in its MCP configuration:
 
   {"mcpServers": {"taskorch": {"command": "taskorch"}}}
 """
@@ -115,6 +117,38 @@ def backup(
         _refuse(str(error), FAILED)
 
 
+@cli.command()
+def install(
+    context: typer.Context,
+    host: Annotated[HostName, typer.Argument(help="Whose configuration is to name this taskorch.")],
+    env: Annotated[
+        list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="A variable for the server; repeatable.")
+    ] = None,
+    allow_command: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A program that commands may run; repeatable.")
+    ] = None,
+    project: Annotated[bool, typer.Option("--project", help="The file of the project in this folder.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the entry out again.")] = False,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the entry and write nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Write without asking.")] = False,
+) -> None:
+    """Name this taskorch in a host's configuration: shows the change, asks, keeps a copy of the file.
+
+    Nothing else in the file is touched. Options before `install` go into the entry too.
+    """
+    from taskorch import install as setup
+
+    if remove and only_print:
+        _refuse("--print and --remove exclude each other.")
+    try:
+        variables = _given(context.obj) | setup.environment(env or ())
+        plan = setup.plan(host, Path.cwd() if project else None, variables, allow_command or (), remove)
+    except ValueError as error:
+        _refuse(str(error))
+    _settings({name.removeprefix(PREFIX).lower(): v for name, v in variables.items() if name.startswith(PREFIX) and v})
+    raise typer.Exit(setup.carry_out(plan, yes, only_print))
+
+
 def main() -> None:
     """The `taskorch` command."""
     cli(prog_name="taskorch")
@@ -140,6 +174,16 @@ def _settings(flags: Mapping[str, object]) -> Settings:
     for name in unknown_keys():
         log.warning("the key %s in %s means nothing to taskorch", name, config_file())
     return settings
+
+
+def _given(flags: Mapping[str, object]) -> dict[str, str]:
+    """Flags as the variables that mean the same in any folder."""
+    said = {
+        name: os.path.abspath(v.expanduser()) if isinstance(v, Path) else str(v)
+        for name, v in flags.items()
+        if v is not None
+    }
+    return {PREFIX + name.upper(): value for name, value in said.items()}
 
 
 def _flags(context: typer.Context, state_dir: Path | None) -> dict[str, object]:

@@ -8,11 +8,12 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from taskorch import busy, diagnosis, place, schema
+from taskorch import busy, diagnosis, hosts, place, schema
 from taskorch.config import PREFIX, Settings, config_file, load_settings, unknown_keys, unknown_variables
 from taskorch.errors import readable
 from taskorch.policy import Policy
@@ -68,6 +69,8 @@ def diagnose(flags: Mapping[str, object]) -> tuple[Path, list[Check]]:
         "supervisors": lambda: (OK, _listed(diagnosis.shims(folder / "output"), "no command runs"), ""),
         "write lock": lambda: write_lock(busy.lock_holder(folder / "taskorch.db")),
     }
+    found = [host for host in hosts.hosts() if host.user.exists()]
+    looks |= {host.name: partial(connection, host) for host in found} or {"hosts": no_host}
     return folder, [Check(name, *_guarded(look)) for name, look in looks.items()]
 
 
@@ -75,9 +78,9 @@ def report(folder: Path, checks: list[Check]) -> Iterator[str]:
     """The lines to print."""
     yield f"State folder: {folder}"
     for check in checks:
-        yield f"{check.state:<5} {check.name:<12} {check.text}"
+        yield f"{check.state:<5} {check.name:<14} {check.text}"
         if check.mend:
-            yield f"{'':<18} -> {check.mend}"
+            yield f"{'':<20} -> {check.mend}"
     counts = {state: sum(check.state == state for check in checks) for state in (FAIL, WARN)}
     yield f"{counts[FAIL]} to mend, {counts[WARN]} to look at." if any(counts.values()) else "All is well."
 
@@ -231,6 +234,40 @@ def write_lock(holder: int | None) -> Found:
         mend = f"Resume it (kill -CONT {holder}) or end it (kill -KILL {holder}): nobody can write meanwhile."
         return FAIL, f"held by {who}, which is stopped", mend
     return WARN, f"held by {who}", "A moment is normal. If it stays so, end that process: nobody can write meanwhile."
+
+
+def connection(host: hosts.Host) -> Found:
+    """Whether a host's file names a taskorch that it can start, and whether that is this one."""
+    mend = f"taskorch install {host.name}"
+    try:
+        entry = hosts.entry_of(hosts.read(host.user), host.section)
+    except ValueError as error:
+        return WARN, f"{host.user} is no JSON: {error}", f"Correct the file; then: {mend}"
+    if entry is None:
+        return OK, f"{host.user} names no taskorch; to connect it: {mend}", ""
+    started = hosts.words(entry)
+    if not isinstance(entry.get("command"), str) or not started:
+        return FAIL, f"{host.user} names no command to start taskorch", mend
+    if "${" in started[0]:
+        return OK, f"starts {started[0]}, which only {host.title} can look up", ""
+    if problem := hosts.flaw(started):
+        return FAIL, f"{problem}, says {host.user}", mend
+    return _named(host, started, mend)
+
+
+def _named(host: hosts.Host, started: list[str], mend: str) -> Found:
+    said = " ".join(started)
+    if not os.path.isabs(started[0]):
+        return WARN, f"{host.user} says {said}; hosts have another PATH than a shell", mend
+    if hosts.is_this_one(started):
+        return OK, f"starts this taskorch: {said}", ""
+    if os.path.basename(started[0]) in hosts.LAUNCHERS:
+        return OK, f"starts {said}", ""
+    return WARN, f"starts another taskorch than this one: {said}", f"If this one is meant: {mend}"
+
+
+def no_host() -> Found:
+    return OK, f"none has a file here; to connect one: taskorch install {'|'.join(hosts.HostName)}", ""
 
 
 def _settings(flags: Mapping[str, object]) -> tuple[Settings, Found]:
