@@ -43,7 +43,7 @@ STORE = {
 MCP = {
     *("wording", "replies", "history", "health", "service"),
     *("arguments", "aliases", "tools", "confirmation"),
-    *("server", "resources", "answered"),
+    *("server", "resources", "prompts", "briefs", "answered"),
 }
 FRONT = {
     *("__init__", "__main__", "app", "parent", "cli", "config", "logs", "demo", "diagnosis", "doctor", "shim"),

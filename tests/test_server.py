@@ -77,7 +77,7 @@ async def test_it_says_who_it_is_and_how_to_work_with_it(client: Client) -> None
     assert client.instructions == INSTRUCTIONS
     assert len(INSTRUCTIONS.encode()) <= 2_000
     assert client.server_capabilities.tools and client.server_capabilities.completions
-    assert client.server_capabilities.prompts is None
+    assert client.server_capabilities.prompts
 
 
 async def test_every_tool_says_its_title_and_all_four_hints(client: Client) -> None:

@@ -24,6 +24,8 @@ WALK = 500  # rows that one step of the walk for old tasks reads
 BY_NAME = f"{SELECT} WHERE name = ? ORDER BY finished_at IS NOT NULL, seq DESC LIMIT {CANDIDATES + 1}"
 BY_PREFIX = f"{SELECT} WHERE id >= ? AND id < ? ORDER BY id LIMIT {CANDIDATES + 1}"
 NEWEST_NAMES = "SELECT id, name FROM tasks ORDER BY seq DESC LIMIT 500"
+FAILED_NAMES = f"""SELECT id, name FROM (SELECT * FROM tasks ORDER BY seq DESC LIMIT {EXACT_COUNTS})
+  WHERE status = 'failed' ORDER BY seq DESC LIMIT 500"""
 # What a text filter looks into: the words of labels and error, not the JSON around them.
 TEXT = """coalesce(name, '') || ' ' ||
   iif(labels IS NULL, '', (SELECT group_concat(value, ' ') FROM json_each(labels))) || ' ' ||
@@ -36,6 +38,8 @@ RUNNABLE = "SELECT DISTINCT value FROM servers, json_each(servers.kinds)"
 SERVERS = "SELECT id, uuid, pid, started_at, version FROM servers ORDER BY id"
 RECENT_ENDS = f"""SELECT status, started_at, finished_at FROM
   (SELECT * FROM tasks ORDER BY seq DESC LIMIT {EXACT_COUNTS}) WHERE finished_at >= ?"""
+ENDED = f"""{SELECT.replace(" FROM tasks", f" FROM (SELECT * FROM tasks ORDER BY seq DESC LIMIT {EXACT_COUNTS})")}
+  WHERE finished_at >= ? AND (status = 'failed') = ? ORDER BY finished_at DESC LIMIT ?"""
 OLDEST_READY = "SELECT min(created_at) FROM tasks WHERE ready = 1"
 NEXT_RUN = "SELECT min(run_at) FROM tasks WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at IS NOT NULL"
 READY_COUNT = "SELECT count(*) FROM tasks WHERE ready = 1"
@@ -131,12 +135,22 @@ class Queries:
     async def stats(self, now: int) -> Stats:
         return await self._database.read(lambda db: _stats(db, now))
 
-    async def suggest(self, start: str, limit: int = 100) -> list[str]:
-        """Ids and names that begin with `start`, newest first, for completion."""
+    async def ended(self, since: int, failed: bool, limit: int) -> list[Task]:
+        """What failed since then, or what ended otherwise; the last to end first."""
+
+        def ended(db: sqlite3.Connection) -> list[Task]:
+            return [from_row(row) for row in db.execute(ENDED, (since, failed, limit))]
+
+        return await self._database.read(ended)
+
+    async def suggest(self, start: str, limit: int = 100, *, failed_first: bool = False) -> list[str]:
+        """Ids and names that begin with `start`, each once, newest first, for completion."""
 
         def suggest(db: sqlite3.Connection) -> list[str]:
-            rows = db.execute(NEWEST_NAMES).fetchall()
-            return [word for row in rows for word in row if word and word.startswith(start)][:limit]
+            rows = db.execute(FAILED_NAMES).fetchall() if failed_first else []
+            rows += db.execute(NEWEST_NAMES).fetchall()
+            words = (word for row in rows for word in row if word and word.startswith(start))
+            return list(dict.fromkeys(words))[:limit]
 
         return await self._database.read(suggest)
 

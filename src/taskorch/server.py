@@ -1,4 +1,4 @@
-"""The MCP server: tools and resources on the SDK's lowlevel Server, and the only translation of errors."""
+"""The MCP server: tools, resources and prompts on the SDK's lowlevel Server, and the only translation of errors."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -15,6 +15,7 @@ from mcp.shared.exceptions import MCPError
 from taskorch.arguments import schema
 from taskorch.confirmation import FirstRound, confirmed
 from taskorch.errors import TaskError, shown
+from taskorch.prompts import Prompts
 from taskorch.replies import Reply
 from taskorch.resources import Resources
 from taskorch.service import Service
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 
 def build_server(service: Service, resources: Resources) -> Server[Any]:
     """The server, ready for `Server.run`. It owns nothing: the store and the pool live around it, in `app`."""
+    prompts = Prompts(service)
     tools = mt.ListToolsResult(tools=[_describe(name, tool) for name, tool in TOOLS.items()])
 
     async def list_tools(ctx: Ctx, params: mt.PaginatedRequestParams | None) -> mt.ListToolsResult:
@@ -68,6 +70,9 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
             log.exception("tool %s", params.name)
             return _failure(f"Internal error in {params.name}; the server's log says more. Other calls still work.")
 
+    async def complete(ctx: Ctx, params: mt.CompleteRequestParams) -> mt.CompleteResult:
+        return await (prompts if isinstance(params.ref, mt.PromptReference) else resources).complete(ctx, params)
+
     server: Server[Any] = Server(
         "taskorch",
         version=service.version,
@@ -78,7 +83,9 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
         on_list_resources=_private(resources.list),
         on_list_resource_templates=resources.templates,
         on_read_resource=_private(resources.read),
-        on_completion=_private(resources.complete),
+        on_list_prompts=prompts.list,
+        on_get_prompt=_private(prompts.get),
+        on_completion=_private(complete),
         on_subscribe_resource=_private(resources.subscribe),
         on_unsubscribe_resource=resources.unsubscribe,
         on_subscriptions_listen=_private(resources.listen),
@@ -86,6 +93,7 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
             "server/discover": CacheHint(STATIC_MS, "public"),
             "tools/list": CacheHint(STATIC_MS, "public"),
             "resources/templates/list": CacheHint(STATIC_MS, "public"),
+            "prompts/list": CacheHint(STATIC_MS, "public"),
         },
     )
     # What a question was about goes to the client and back: sealed, so that nobody answers another one than was asked.
