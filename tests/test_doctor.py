@@ -494,6 +494,7 @@ def test_a_file_with_comments_is_understood(state: Path) -> None:
         (("~/bin/taskorch",), FAIL, "~/bin/taskorch is not found"),
         (("no-such-taskorch",), FAIL, "no-such-taskorch is not found"),
         (("sh",), WARN, "another PATH"),
+        (("{tmp}/taskorch",), WARN, "another taskorch than this one"),
         (("{tmp}/live",), WARN, "another taskorch than this one"),
         (("/bin/sh", "-m", "taskorch"), WARN, "another taskorch than this one"),
         (("{tmp}/uvx", "taskorch"), OK, "uvx taskorch"),
@@ -503,7 +504,7 @@ def test_a_file_with_comments_is_understood(state: Path) -> None:
 def test_a_host_that_starts_something_else_is_told_of(
     words: tuple[str, ...], state_said: State, said: str, state: Path, tmp_path: Path
 ) -> None:
-    for name, mode in (("dead", 0o600), ("live", 0o700), ("uvx", 0o700)):
+    for name, mode in (("dead", 0o600), ("live", 0o700), ("uvx", 0o700), ("taskorch", 0o700)):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(mode)
     check = connected(state, naming(*(word.replace("{tmp}", str(tmp_path)) for word in words)))

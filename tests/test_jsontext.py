@@ -67,6 +67,10 @@ def test_it_looks_like_its_neighbours() -> None:
     )
 
 
+def test_on_one_line_it_stays_on_one_line() -> None:
+    assert with_member('{"s":{"a":1}}', "s", "t", [2]) == '{"s":{"a":1, "t": [2]}}'
+
+
 @pytest.mark.parametrize("text", ["", " \r\n", "\ufeff"])
 def test_an_empty_file_becomes_a_document(text: str) -> None:
     assert json.loads(with_member(text, "servers", "taskorch", ENTRY)) == {"servers": {"taskorch": ENTRY}}
