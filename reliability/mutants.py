@@ -1,4 +1,7 @@
-"""Seeded bugs, each of which the kill runs must catch: a proof that proves nothing would find none of them."""
+"""Seeded bugs, each of which the kill runs must catch: a proof that proves nothing would find none of them.
+
+A record that a power cut can tear is looked for by the power cuts instead: see `power --bug`.
+"""
 
 import argparse
 import subprocess
@@ -12,6 +15,7 @@ from typing import Any, Literal
 
 import anyio
 
+from reliability import records
 from taskorch import bulk, rows, rules, schema, store, worker
 from taskorch.ends import _end_attempts as end_attempts
 from taskorch.rows import BY_ID, COLUMNS, from_row
@@ -196,13 +200,13 @@ MUTANTS = {
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m reliability mutants", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", choices=[*MUTANTS])
+    parser.add_argument("--only", choices=[*MUTANTS, *records.BUGS])
     options = parser.parse_args(argv)
     missed = 0
     print(f"{'mutant':20} {'seed':>4}  {'caught':7} {'seconds':>7}  first violation")
-    for name in [options.only] if options.only else MUTANTS:
+    for name in [options.only] if options.only else [*MUTANTS, *records.BUGS]:
         for seed in range(1, options.seeds + 1):
-            seconds, first = catch(name, seed)
+            seconds, first = cut(name, seed) if name in records.BUGS else catch(name, seed)
             missed += first is None
             print(f"{name:20} {seed:4}  {'yes' if first else 'NO':7} {seconds:7.1f}  {first or '-'}", flush=True)
     print(f"{missed} not caught")
@@ -220,3 +224,14 @@ def catch(name: str, seed: int) -> tuple[float, str | None]:
     if done.stderr or done.returncode not in (0, 1):
         raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
     return time.monotonic() - began, found[0].removeprefix("VIOLATION ") if found else None
+
+
+def cut(name: str, seed: int) -> tuple[float, str | None]:
+    """The same by power cuts while supervisors record how their commands ended."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "reliability", "power", "--records", "3", "--bug", name, "--seed", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.stderr or done.returncode not in (0, 1):
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
+    first = [line.partition("bad record: ")[2] for line in done.stdout.splitlines() if "bad record: " in line]
+    return time.monotonic() - began, first[0] if first else None

@@ -3,6 +3,10 @@
 A child works on the store and says what it was told is stored. Each rebuilt copy must open, be whole, and hold all
 that was acknowledged before the cut. With `--synchronous NORMAL` or `OFF` rows must be found missing: that proves that
 losses would be seen.
+
+With `--records` supervisors are watched instead, each recording how its command ended: a cut must leave no record or
+the whole one, and the whole one for certain once the supervisor has left. `--bug` leaves out one of the steps of
+writing it (the rename, the sync of the file, the sync of its folder), and bad records must be found.
 """
 
 import argparse
@@ -10,21 +14,21 @@ import contextlib
 import json
 import os
 import random
-import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import anyio
 
-from reliability import disk
+from reliability import disk, records
+from reliability.trace import CANNOT_TRACE, STRACE, Event, Recording, why_not
 from taskorch import schema
 from taskorch.database import open_database
 from taskorch.store import Store
@@ -32,22 +36,12 @@ from taskorch.task import Completed, Failed, NewTask, Reason
 
 ROOT = Path(__file__).parents[1]
 DATABASE = "taskorch.db"
-CANNOT_TRACE = 77  # exit code: nothing was proved, as strace cannot run
 SESSIONS, ACTORS = 3, 4
 NEVER = 1 << 62  # the version of a row that is gone
-CALLS = "write,pwrite64,pwritev,pwritev2,ftruncate,rename,renameat,renameat2,unlink,unlinkat,fsync,fdatasync,openat"
-STRACE = ("strace", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "1000000", "-e", f"trace={CALLS}", "-e", "signal=none")
-HEX = r"((?:\\x[0-9a-f]{2})*)"
-CALL = re.compile(r"(\d+) +(\w+)\((.*)", re.DOTALL)
-RESUMED = re.compile(r"(\d+) +<\.\.\. \w+ resumed>(.*)", re.DOTALL)
-ON_FILE = re.compile(rf"\d+<{HEX}>(\(deleted\))?(?:, (.*))?")
-ON_PATH = re.compile(rf'AT_FDCWD<{HEX}>, "{HEX}"(.*)|"{HEX}"(.*)')
 COUNTERS = ("events", "cuts", "copies", "lost", "corrupt", "half")
 ROWS = "SELECT id, version, status FROM tasks"
 COUNTS = "SELECT status, sum(tasks) FROM counts GROUP BY status HAVING sum(tasks) > 0"
-WRITTEN = re.compile(rf'"{HEX}", \d+(?:, (\d+))?')
 
-Event = tuple[str, tuple[Any, ...]]  # a method of Disk and its arguments, or "ack" and a line of the child
 Told = dict[str, Sequence[Any]]  # by task: the version and status last acknowledged
 
 
@@ -102,13 +96,9 @@ def acknowledge(task_id: str, version: int, status: str) -> None:
 # The recording.
 
 
-def why_not() -> str | None:
-    """What keeps strace from running here; None: nothing."""
-    try:
-        tried = subprocess.run([*STRACE, "-o", os.devnull, "true"], capture_output=True, text=True, check=False)
-    except OSError as error:
-        return str(error)
-    return None if tried.returncode == 0 else tried.stderr.strip() or f"strace ended with {tried.returncode}"
+def is_lasting(name: str) -> bool:
+    """Whether it is a file of the database; `-shm` is made anew after a cut."""
+    return name.startswith(DATABASE) and not name.endswith("-shm")
 
 
 def record(folder: Path, synchronous: str, rounds: int, seed: int) -> list[Event]:
@@ -117,85 +107,7 @@ def record(folder: Path, synchronous: str, rounds: int, seed: int) -> list[Event
     child = [sys.executable, "-m", "reliability.power", "--child", str(state), "--rounds", str(rounds)]
     options = ["--synchronous", synchronous, "--seed", str(seed)]
     subprocess.run([*STRACE, "-o", trace, *child, *options], cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=600)
-    return list(Recording(state).events(trace.open()))
-
-
-class Recording:
-    """Reads a trace. A write counts from where it began, all else from where it had returned."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = str(folder.resolve())
-        self._mark = "".join(f"\\x{byte:02x}" for byte in self._folder.encode())
-        self._begun: dict[str, str] = {}
-
-    def events(self, lines: Iterable[str]) -> Iterator[Event]:
-        for line in lines:
-            if resumed := RESUMED.match(line):
-                if begun := self._begun.pop(resumed[1], None):
-                    yield from self._event(*self._call(begun + resumed[2]))
-            elif self._mark in line or " write(1<" in line:
-                name, text = self._call(line)
-                writes = name.startswith(("write", "pwrite"))
-                if "<unfinished ...>" in line and not writes:
-                    self._begun[line.split(" ", 1)[0]] = line.partition("<unfinished ...>")[0]
-                else:
-                    yield from self._event(name, text)
-
-    @staticmethod
-    def _call(line: str) -> tuple[str, str]:
-        found = CALL.match(line)
-        assert found, line[:200]
-        return found[2], found[3]
-
-    def _event(self, call: str, text: str) -> Iterator[Event]:
-        if call == "write" and text.startswith("1<"):
-            yield from (("ack", tuple(json.loads(line))) for line in _said(text))
-        elif not re.search(r"\) += -1 ", text[-80:]):
-            yield from self._of_path(call, text) if ON_PATH.match(text) else self._of_file(call, text)
-
-    def _of_path(self, call: str, text: str) -> Iterator[Event]:
-        found = ON_PATH.match(text)
-        assert found
-        name = self._name(found[2] or found[4])
-        if name and call == "openat" and "O_CREAT" in found[3]:
-            yield "open", (name,)
-        elif name and call in ("unlink", "unlinkat"):
-            yield "unlink", (name,)
-        elif name and call != "openat":
-            raise ValueError(f"{call} of {name}: not in the model")
-
-    def _of_file(self, call: str, text: str) -> Iterator[Event]:
-        found = ON_FILE.match(text)
-        assert found, f"{call}({text[:200]}: not in the model"
-        if call in ("fsync", "fdatasync") and _bytes(found[1]).decode() == self._folder:
-            yield "sync_folder", ()
-        elif (name := self._name(found[1])) and not found[2]:
-            yield self._change(call, name, found[3] or "")
-
-    def _change(self, call: str, name: str, rest: str) -> Event:
-        if call in ("fsync", "fdatasync"):
-            return "sync", (name,)
-        if call == "ftruncate":
-            return "truncate", (name, int(rest.partition(")")[0]))
-        written = WRITTEN.match(rest)
-        if call != "pwrite64" or not written or not written[2]:
-            raise ValueError(f"{call} of {name}: not in the model")
-        return "write", (name, int(written[2]), _bytes(written[1]))
-
-    def _name(self, path: str) -> str | None:
-        """The name of a file of the database; not of `-shm`, which is made anew after a cut."""
-        folder, _, name = _bytes(path).decode().rpartition("/")
-        return name if folder == self._folder and name.startswith(DATABASE) and not name.endswith("-shm") else None
-
-
-def _said(text: str) -> list[bytes]:
-    found = WRITTEN.search(text)
-    assert found, text[:200]
-    return _bytes(found[1]).splitlines()
-
-
-def _bytes(text: str) -> bytes:
-    return bytes.fromhex(text.replace("\\x", ""))
+    return list(Recording(state, is_lasting).events(trace.open()))
 
 
 # The cuts.
@@ -303,6 +215,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cuts", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     parser.add_argument("--synchronous", choices=("FULL", "NORMAL", "OFF"), default="FULL")
+    parser.add_argument("--records", type=int, metavar="N", help="cut while so many supervisors record ends")
+    parser.add_argument("--bug", choices=[*records.BUGS], help="of those supervisors: bad records must be found")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
@@ -312,6 +226,8 @@ def main(argv: list[str]) -> int:
     if reason := why_not():
         print(f"power: NOTHING IS PROVED: strace cannot run here: {reason}", file=sys.stderr)
         return CANNOT_TRACE
+    if given.records or given.bug:
+        return records.prove(given.records or 20, given.seed, given.bug)
     return prove(given.cuts, given.seed, given.synchronous)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reliability import disk, power
+from reliability import disk, power, records, trace
 from reliability.disk import Disk, everything, nothing, some, torn
 
 SEED = 2026
@@ -157,7 +157,7 @@ def test_a_recording_tells_what_the_child_did_in_order(tmp_path: Path) -> None:
         f"11 ftruncate(4{wal}(deleted), 100) = 0\n",
         f'11 pwrite64(6<{as_hex(str(tmp_path / "taskorch.db-shm"))}>, "{as_hex("x")}", 1, 0) = 1\n',
     ]
-    assert list(power.Recording(tmp_path).events(lines)) == [
+    assert list(trace.Recording(tmp_path, power.is_lasting).events(lines)) == [
         ("open", ("taskorch.db-wal",)),
         ("write", ("taskorch.db-wal", 32, b"abc")),
         ("write", ("taskorch.db", 0, b"d")),
@@ -173,7 +173,7 @@ def test_a_call_that_the_model_does_not_know_is_not_passed_over(tmp_path: Path) 
     path = as_hex(str(tmp_path / "taskorch.db"))
     for line in (f'11 write(3<{path}>, "{as_hex("a")}", 1) = 1\n', f'11 rename("{path}", "{path}") = 0\n'):
         with pytest.raises(ValueError, match="not in the model"):
-            list(power.Recording(tmp_path).events([line]))
+            list(trace.Recording(tmp_path, power.is_lasting).events([line]))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_row_may_be_further_than_acknowledged_but_never_behind(was: object, no
 
 @pytest.fixture
 def strace() -> None:
-    if reason := power.why_not():
+    if reason := trace.why_not():
         if os.environ.get("CI") == "true":
             pytest.fail(f"strace must run here: {reason}")
         pytest.skip(f"strace cannot run here: {reason}")
@@ -214,3 +214,21 @@ def test_only_synchronous_full_keeps_every_acknowledged_row_at_every_cut(synchro
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert f"cuts={cuts} " in run.stdout
+
+
+# The supervisors' records.
+
+
+@pytest.mark.usefixtures("strace")
+def test_the_record_of_a_commands_end_is_whole_or_not_there_at_every_cut(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert records.prove(10, SEED, None) == 0
+    assert "supervisors=10 " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("bug", records.BUGS)
+def test_a_step_that_is_left_out_of_writing_it_is_found(bug: str, seed: int) -> None:
+    assert records.prove(2, seed, bug) == 0
