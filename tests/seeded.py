@@ -1,0 +1,96 @@
+"""Bugs to plant in the store, each of which a proof must find: one that proves nothing would find none."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from taskorch import bulk, claims, ends, rows, rules, store
+from taskorch.database import Transaction
+from taskorch.rows import BY_ID, COLUMNS, from_row
+from taskorch.task import Status, Task
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def _fence(holds: Callable[[Task, Task], bool]) -> Plant:
+    """Every write of a worker looks at its row this way."""
+
+    def held(tx: Transaction, task: Task) -> Task | None:
+        row = tx.execute(BY_ID, (task.id,)).fetchone()
+        now = from_row(row) if row else None
+        return now if now and now.status is Status.WORKING and holds(now, task) else None
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(ends, "held", held)
+        patch.setattr(store, "held", held)
+
+    return plant
+
+
+def _trusts_the_index(patch: pytest.MonkeyPatch) -> None:
+    def runnable(tx: Transaction, kind: str, limit: int, now: int) -> list[Task]:
+        return [from_row(row) for row in bulk.select(tx, COLUMNS, claims.READY, (kind, limit))]
+
+    def claim(task: Task, owner: int, now: int) -> Task:
+        return original(rules.with_values(task, run_at=None, expires_at=None), owner, now)
+
+    original = rules.claim
+    patch.setattr(claims, "_runnable", runnable)
+    patch.setattr(rules, "claim", claim)
+
+
+def _rule(name: str, before: Callable[[Task], Task]) -> Plant:
+    """A rule sees the task otherwise than it is."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        original = getattr(rules, name)
+        patch.setattr(rules, name, lambda task, *args: original(before(task), *args))
+
+    return plant
+
+
+def _no_cancel_request(task: Task) -> Task:
+    return rules.with_values(task, cancel_requested_at=None)
+
+
+def _unlimited(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rules, "starts_left", lambda task: 1)
+
+
+def _number_given_back(patch: pytest.MonkeyPatch) -> None:
+    original = rules.settle
+
+    def settle(task: Task, *args: Any) -> Task:
+        after = original(task, *args)
+        return rules.with_values(after, attempt=task.attempt - 1) if after.status is Status.WAITING else after
+
+    patch.setattr(rules, "settle", settle)
+
+
+def _half_a_batch(patch: pytest.MonkeyPatch) -> None:
+    original = ends._end_attempts
+    patch.setattr(ends, "_end_attempts", lambda tx, settled: original(tx, settled[:1]))
+
+
+def _counts_forgotten(patch: pytest.MonkeyPatch) -> None:
+    def changed(tx: Transaction, before: Task | None, after: Task) -> Task:
+        tx.changed.append((after.id, after))
+        tx.moved += [(before, after)] if before is None or before.status is not Status.WORKING else []
+        return after
+
+    for module in (ends, rows):
+        patch.setattr(module, "changed", changed)
+
+
+BUGS: dict[str, Plant] = {
+    "fence without the attempt": _fence(lambda now, task: now.owner == task.owner),
+    "fence without the owner": _fence(lambda now, task: now.attempt == task.attempt),
+    "fence by status alone": _fence(lambda now, task: True),
+    "stale index rows claimed": _trusts_the_index,
+    "a retry ignores a cancel request": _rule("settle", _no_cancel_request),
+    "starts without limit": _unlimited,
+    "an attempt's number is given back": _number_given_back,
+    "only the first attempt of a batch is ended": _half_a_batch,
+    "ends are not counted": _counts_forgotten,
+}

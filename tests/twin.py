@@ -1,0 +1,178 @@
+"""What the store must hold, in plain dicts: the model that it is compared with. It imports none of the rules."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fakes import Clock
+
+from taskorch.task import Cancelled, Completed, Failed, Outcome, Task
+
+SERVERS = 2
+
+Row = dict[str, Any]
+
+
+class Twin:
+    """What the store must hold, and what each of its methods must do: rows by id, with `starts` and `events`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.rows: dict[str, Row] = {}
+        self.completed: dict[str, Row] = {}  # as they were when they were completed
+        self._clock = clock
+        self._looked = [1 << 62] * SERVERS  # when each server last looked for due tasks; at first it cannot know
+
+    @property
+    def now(self) -> int:
+        return self._clock.now
+
+    def may_run(self, row: Row) -> bool:
+        due = row["run_at"] is None or row["run_at"] <= self.now
+        return row["status"] == "waiting" and due and not row["paused"] and not self.expired(row)
+
+    def expired(self, row: Row) -> bool:
+        return row["status"] == "waiting" and row["expires_at"] is not None and row["expires_at"] <= self.now
+
+    def held(self, task: Task) -> Row | None:
+        row = self.rows.get(task.id, {"status": "deleted"})
+        held = (row["status"], row.get("attempt"), row.get("owner"))
+        return row if held == ("working", task.attempt, task.owner) else None
+
+    def ready(self, kind: str) -> list[Row]:
+        """The ready index of a kind, as a claim walks it."""
+        return sorted((row for row in self.rows.values() if row["ready"] and row["kind"] == kind), key=_best)
+
+    # Moves. Each is only called where it is allowed.
+
+    def move(self, row: Row, status: str, **fields: Any) -> None:
+        row |= {"status": status, "version": row["version"] + 1, "updated_at": self.now} | fields
+        row["ready"] = self.may_run(row)
+        if status == "completed":
+            self.completed[row["id"]] = dict(row)
+
+    def claim(self, owner: int, kinds: Mapping[str, int], free: int) -> list[str]:
+        found: list[Row] = []
+        for kind, more in kinds.items():
+            while stale := [row for row in self.ready(kind)[: free + more] if not self.may_run(row)]:
+                for row in stale:
+                    self.refile(row)
+            found += self.ready(kind)[: free + more]
+        claimed: list[Row] = []
+        for row in sorted(found, key=_best):
+            room = len(claimed) < free + kinds[row["kind"]] and _starts_left(row) > 1
+            claimed += [row] if len(claimed) < free or room else []
+        for row in claimed:
+            begun = {"attempt": row["attempt"] + 1, "owner": owner, "started_at": self.now}
+            self.move(row, "working", **begun, error=None, progress=None)
+            row["starts"].append([row["attempt"], owner, None, None])
+        return [row["id"] for row in claimed]
+
+    def settle(self, task: Task, outcome: Outcome, started_at: int | None, backoff: int | None) -> bool:
+        """False: refused. `backoff`: when the store says that it runs again, checked here."""
+        row = self.held(task)
+        if row is None:
+            return False
+        began = {"owner": None, "started_at": row["started_at"] if started_at is None else started_at}
+        end = began | {"finished_at": self.now}
+        cancelled = isinstance(outcome, Cancelled) or row["cancel_requested_at"] is not None
+        wait = began | {"progress": None}
+        row["starts"][-1][2:] = [_name(outcome), _reason(outcome)]
+        match outcome:
+            case Completed(result):
+                self.move(row, "completed", **end, result=result, progress=None, error=None)
+            case _ if cancelled:
+                row["starts"][-1][2:] = ["cancelled", "user"]
+                self.move(row, "cancelled", **end, error="user")
+            case Failed(reason, retryable=True) if _starts_left(row) > 0:
+                longest = min(300_000, 2_000 * 2 ** (row["attempt"] - 1))
+                assert backoff is not None and longest / 2 - 1 <= backoff - self.now <= longest
+                self.move(row, "waiting", **wait, run_at=backoff, error=str(reason))
+            case Failed(reason):
+                self.move(row, "failed", **end, error=str(reason))
+            case _ if row["interruptions"] == 5:
+                self.move(row, "failed", **end, error="poison")
+            case _:
+                given_back = {"interruptions": row["interruptions"] + 1, "run_at": None}
+                self.move(row, "waiting", **wait, **given_back, error="interrupted")
+        if row["delete_requested"]:
+            self.forget(row)
+        return True
+
+    def cancel(self, row: Row, reason: str) -> None:
+        if row["status"] == "waiting":
+            self.move(row, "cancelled", finished_at=self.now, paused=False, error="user")
+            row["events"].append("cancelled")
+        elif row["status"] == "working" and row["cancel_requested_at"] is None:
+            self.move(row, "working", cancel_requested_at=self.now, cancel_reason=reason)
+            row["events"].append("cancel_requested")
+
+    def retry(self, row: Row, run_at: int | None) -> None:
+        expires_at = row["expires_at"]
+        if expires_at is not None and expires_at <= max(self.now, run_at or 0):
+            expires_at = None
+        most = max(row["max_attempts"], row["attempt"] - row["interruptions"] + 1)
+        anew = dict.fromkeys(("finished_at", "progress", "error", "cancel_requested_at", "cancel_reason"))
+        self.move(row, "waiting", **anew, run_at=run_at, expires_at=expires_at, max_attempts=most, paused=False)
+        row["events"].append("retried")
+
+    def refile(self, row: Row) -> None:
+        """It leaves or enters the ready index, or fails as it has expired."""
+        if self.expired(row):
+            self.move(row, "failed", finished_at=self.now, paused=False, error="expired")
+            row["events"].append("expired")
+        row["ready"] = self.may_run(row)
+
+    def promote(self, by: int) -> int | None:
+        """When it is to be called next. A retry whose backoff an advanced clock has reckoned waits as long from now."""
+        set_back, self._looked[by] = self.now < self._looked[by], self.now
+        for row in self.rows.values() if set_back else ():
+            backs_off = row["status"] == "waiting" and not row["ready"] and not row["paused"] and row["error"]
+            if backs_off and row["run_at"] and row["updated_at"] > self.now < row["run_at"]:
+                wait = row["run_at"] - row["updated_at"]
+                if wait <= 300_000:
+                    row |= {"run_at": min(row["run_at"], self.now + max(0, wait)), "updated_at": self.now}
+        for row in self.rows.values():
+            if self.expired(row) or (not row["paused"] and row["run_at"] is not None and self.may_run(row)):
+                self.refile(row)
+        waiting = [row for row in self.rows.values() if row["status"] == "waiting"]
+        due = [row["run_at"] for row in waiting if not row["ready"] and not row["paused"]]
+        return min((at for at in [*due, *(row["expires_at"] for row in waiting)] if at is not None), default=None)
+
+    def forget(self, row: Row) -> None:
+        del self.rows[row["id"]]
+        self.completed.pop(row["id"], None)
+
+    def edit_is_refused(self, row: Row, changes: Row, version: int | None) -> bool:
+        """Whether its status, its version, or what it has come to forbids it."""
+        fixed = set(changes) - {"priority", "labels"}
+        new = row | changes
+        never = {"run_at", "expires_at"} & set(changes) and new["run_at"] and new["expires_at"]
+        return bool(
+            row["finished_at"] is not None
+            or (version is not None and version != row["version"])
+            or (row["status"] == "working" and fixed)
+            or ("payload" in changes and row["attempt"] > 0)
+            or ("max_attempts" in changes and _starts_left(new) <= 0)
+            or (never and new["expires_at"] <= new["run_at"])
+        )
+
+
+def _best(row: Row) -> tuple[int, int]:
+    return -row["rank"], row["seq"]
+
+
+def _starts_left(row: Row) -> int:
+    return row["max_attempts"] + row["interruptions"] - row["attempt"]
+
+
+def _name(outcome: Outcome) -> str:
+    return type(outcome).__name__.lower()
+
+
+def _reason(outcome: Outcome) -> str | None:
+    return (
+        str(outcome.reason)
+        if isinstance(outcome, Failed)
+        else None
+        if isinstance(outcome, Completed)
+        else "interrupted"
+    )
