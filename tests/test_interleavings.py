@@ -23,7 +23,7 @@ Actor = Callable[[Machine], Steps]
 
 OURS, THEIRS = 0, 1
 BOOM = Failed(Reason.ERROR, "boom", retryable=False)
-TRIPLES = 500  # orders of three actors, of more than ten thousand
+TRIPLES = 200  # orders of three actors, of more than ten thousand
 
 
 def claimed(machine: Machine, by: int) -> list[Task]:
