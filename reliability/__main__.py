@@ -6,7 +6,7 @@ import sys
 PROOFS = {
     "kills": "servers on one file, killed and stopped at named points and at random; an independent checker reads on",
     "mutants": "the same with seeded bugs, each of which must be caught",
-    "power": "power cuts at every write and sync of a recorded run",
+    "power": "power cuts at every write and sync of a recorded run, of the store or of supervisors (--records)",
     "storm": "8 processes write to one file as fast as they can",
     "soak": "100,000 tasks with flat memory, descriptors and threads",
     "wake": "how soon a server acts on what another one stored",
