@@ -50,3 +50,13 @@ def test_a_task_that_was_adopted_while_being_cancelled_and_then_deleted_goes_whe
     assert world.run(store.delete, task_id, True, "me").delete_requested
     assert world.run(store.settle, adopted, Completed(1))
     assert world.read(everything)[0] == {}
+
+
+def test_a_task_that_was_deleted_while_working_and_then_adopted_goes_when_it_has_completed(world: World) -> None:
+    store = world.stores[0]
+    task_id = world.run(store.add, NewTask("echo", {}, max_attempts=1, timeout_seconds=60.0)).id
+    [claimed] = world.run(store.claim, world.owners[0], {"echo": 0}, 1)
+    assert world.run(store.delete, task_id, True, "me").delete_requested
+    adopted = world.run(store.adopt, claimed, world.owners[1])
+    assert world.run(store.settle, adopted, Completed(1))
+    assert world.read(everything)[0] == {}

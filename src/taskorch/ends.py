@@ -20,7 +20,7 @@ def settle(tx: Transaction, ends: Sequence[End], clock: Callable[[], int]) -> li
     usual: list[tuple[Task, Task, Completed]] = []  # by far the most frequent end: the work of a claimed task returned
     others: list[End] = []
     for task, outcome, started_at in ends:
-        if isinstance(outcome, Completed) and task.status is Status.WORKING:
+        if isinstance(outcome, Completed) and task.status is Status.WORKING and not task.delete_requested:
             usual.append((task, rules.settle(task, outcome, now, started_at), outcome))
         else:
             others.append((task, outcome, started_at))
