@@ -131,7 +131,7 @@ def test_the_command_prints_a_line_for_each_check_and_exits_with_0_when_nothing_
         ("ok", "settings      "),
         ("ok", "variables     "),
     ]
-    assert len(lines) == 15
+    assert len(lines) == 16
     assert last.endswith("to look at.") or last == "All is well."
 
 

@@ -42,7 +42,7 @@ STORE = {
 }
 MCP = {
     *("wording", "replies", "history", "health", "service"),
-    *("arguments", "aliases", "tools", "confirmation"),
+    *("arguments", "aliases", "actions", "tools", "confirmation"),
     *("server", "resources", "prompts", "briefs", "answered"),
 }
 FRONT = {

@@ -156,7 +156,7 @@ async def test_a_diagnosis_has_the_facts_of_the_task(client: Client) -> None:
     task = await fails(client, name="tests", max_attempts=1)
     text = await get(client, "diagnose_failure", task="tests")
     assert f'| {task["id"]} "tests" command: failed' in text
-    assert f"| error: exit_code: {task['error']['message']}" in text
+    assert f"| error: exit_code: exit code {task['error']['exit_code']}: {task['error']['message']}" in text
     assert re.search(r"^\| attempt 1 began .*Z, failed after \d+\.\d s \(exit_code: ", text, re.MULTILINE)
     assert "The last output of attempt 1, 5 bytes in all:\n| oops\n" in text
     assert f'get_task_output(task_id="{task["id"]}"' in text and f'retry_task(task_id="{task["id"]}")' in text
@@ -174,7 +174,7 @@ async def test_a_task_that_has_not_failed_is_not_said_to_have(client: Client) ->
     task = await create(client, **LATER)
     text = await get(client, "diagnose_failure", task=task["id"])
     assert "It has not failed: it is waiting." in text and "retry_task" not in text
-    assert f'wait_for_tasks(task_ids=["{task["id"]}"])' in text
+    assert f'wait_for_tasks(task_ids=["{task["id"]}"], timeout_seconds=50)' in text
 
 
 async def test_what_a_task_writes_never_looks_like_our_words(client: Client) -> None:

@@ -273,7 +273,7 @@ async def test_a_folder_that_is_exchanged_at_the_last_moment_is_found_out_from_i
         exchange.add("task")
         await call(client, "update_task", task_id=task["id"], delay_seconds=0)
         await call(client, "wait_for_tasks", task_ids=[task["id"]])
-        ended = (await call(client, "get_task", task_id=task["id"])).facts
+        ended = (await call(client, "get_task", task_id=task["id"], detail="full")).facts
     assert (inside / "app").is_symlink(), "it was exchanged"
     assert list(outside.iterdir()) == []
     assert (ended["status"], ended["error"]["reason"]) == ("failed", "not_allowed")
@@ -310,7 +310,9 @@ async def test_an_environment_one_byte_too_large_is_refused(client: Client) -> N
 async def test_one_argument_that_no_system_takes_fails_the_task_in_words(client: Client) -> None:
     ended = (await ran(client, "true", "x" * 200_000)).facts
     assert (ended["status"], ended["error"]["reason"]) == ("failed", "spawn_error")
-    assert "Argument list too long" in ended["error"]["message"]
+    assert ended["next"] == f'get_task(task_id="{ended["id"]}", detail="full")'
+    full = (await call(client, "get_task", task_id=ended["id"], detail="full")).facts
+    assert "Argument list too long" in full["error"]["message"]
 
 
 async def test_no_more_tasks_are_stored_than_may_live(tmp_path: Path, era: str) -> None:
@@ -671,7 +673,8 @@ async def test_no_field_of_a_task_writes_a_line_of_its_own_in_the_log(
             await raw_call(client, "create_task", {"kind": "test.wild", "payload": payload, **fields})
         made = {"kind": "test.wild", "payload": payload, "max_attempts": 1, "wait_seconds": 20}
         task = (await call(client, "create_task", **made)).facts
-        assert "forged" in task["error"]["message"]
+        full = (await call(client, "get_task", task_id=task["id"], detail="full")).facts
+        assert "forged" in full["error"]["message"]
         await call(client, "retry_task", task_id=task["id"], delay_seconds=3600)
         await call(client, "cancel_task", task_id=task["id"], reason=WILD)
         for tool in (WILD, "get_task"):

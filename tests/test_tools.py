@@ -29,7 +29,7 @@ from clients import (
 from mcp import Client
 from mcp_types import Implementation
 
-from taskorch import service, tools
+from taskorch import actions, service, tools
 from taskorch.app import App, running
 
 HOUR = 3600
@@ -535,7 +535,7 @@ async def test_a_working_task_is_deleted_only_when_confirmed(client: Client) -> 
 async def test_a_task_that_ends_slowly_is_deleted_when_it_has_ended(
     client: Client, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tools, "DELETE_SECONDS", 0.05)
+    monkeypatch.setattr(actions, "DELETE_SECONDS", 0.05)
     task, gate = await at_gate(client, "test.stubborn")
     reply = await call(client, "delete_task", task_id=task["id"], confirm=True)
     assert reply.facts == {"id": task["id"], "deleted": False, "phase": "cancelling"}

@@ -4,7 +4,6 @@ What tasks bring in (names, errors, output) stands on lines that begin with `| `
 """
 
 import re
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import anyio.to_thread
@@ -13,9 +12,10 @@ from taskorch import output
 from taskorch.arguments import DAY_SECONDS, DAYS
 from taskorch.errors import InvalidInput, shown
 from taskorch.queries import WINDOW_MS, Filters, History
-from taskorch.replies import View, counts_text, cut_bytes, headline, iso, next_call
+from taskorch.replies import CONCISE_BYTES, View, headline, next_call, task_facts
 from taskorch.service import Service
 from taskorch.task import Reason, Status, Task
+from taskorch.wording import counts_text, cut_bytes, iso
 
 BYTES = 2_048
 ASKED_BYTES = 600  # of what a person typed
@@ -72,7 +72,7 @@ async def diagnose_failure(service: Service, reference: str) -> str:
     task = await service.queries.resolve(reference)
     view, history = await service.view(), await service.queries.history(task)
     failed = task.status is Status.FAILED
-    facts = [_line(headline(replace(task, name=cut_bytes(task.name, NAME_BYTES)), view))]
+    facts = [_line(headline(task, task_facts(task, view, CONCISE_BYTES, NAME_BYTES), view))]
     facts += [f"error: {task.error.reason}: {cut_bytes(_line(task.error.message), 200)}"] if task.error else []
     head = [
         "Find out why this background task failed, and tell me the cause and what you would do."

@@ -11,8 +11,8 @@ from mcp.shared.exceptions import MCPError
 from taskorch import briefs
 from taskorch.errors import InvalidInput, NotFound, did_you_mean, shown
 from taskorch.output import clean
-from taskorch.replies import clean_text
 from taskorch.service import Service
+from taskorch.wording import clean_text
 
 Ctx = ServerRequestContext[Any]
 

@@ -38,8 +38,8 @@ RUNNABLE = "SELECT DISTINCT value FROM servers, json_each(servers.kinds)"
 SERVERS = "SELECT id, uuid, pid, started_at, version FROM servers ORDER BY id"
 RECENT_ENDS = f"""SELECT status, started_at, finished_at FROM
   (SELECT * FROM tasks ORDER BY seq DESC LIMIT {EXACT_COUNTS}) WHERE finished_at >= ?"""
-ENDED = f"""{SELECT.replace(" FROM tasks", f" FROM (SELECT * FROM tasks ORDER BY seq DESC LIMIT {EXACT_COUNTS})")}
-  WHERE finished_at >= ? AND (status = 'failed') = ? ORDER BY finished_at DESC LIMIT ?"""
+ENDED = f"""{SELECT} WHERE seq > (SELECT max(seq) FROM tasks) - {EXACT_COUNTS}
+  AND finished_at >= ? AND (status = 'failed') = ? ORDER BY finished_at DESC LIMIT ?"""
 OLDEST_READY = "SELECT min(created_at) FROM tasks WHERE ready = 1"
 NEXT_RUN = "SELECT min(run_at) FROM tasks WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at IS NOT NULL"
 READY_COUNT = "SELECT count(*) FROM tasks WHERE ready = 1"

@@ -9,7 +9,7 @@ from taskorch.errors import shown
 from taskorch.output import Slice
 from taskorch.queries import Page
 from taskorch.rows import dumps
-from taskorch.task import Error, Phase, Progress, Status, Task
+from taskorch.task import Error, Phase, Progress, Reason, Status, Task
 from taskorch.wording import Facts, counts_text, cut_bytes, cut_json, iso, present, safe_text, seconds_text
 
 CONCISE_BYTES = 200  # of a result or a message in an answer about one task: at most
@@ -31,6 +31,8 @@ LIST_NAME_BYTES = 44  # of a name in it: at most, and where other fields are lon
 NAME_BYTES_LEAST = 12
 WAIT_NAME_BYTES = 32
 WAIT_ROWS = 20
+# Reasons for which nothing was written: the whole message says what to do.
+SILENT = (Reason.NOT_ALLOWED, Reason.INVALID_PAYLOAD, Reason.SPAWN_ERROR, Reason.WORKER_LOST)
 WAIT_TAILS = 4  # the rows of a wait that also say the last output
 TAIL_BYTES = 1_024  # of output as JSON, in them together
 
@@ -195,6 +197,8 @@ def next_call(task: Task, view: View) -> str | None:
             return f'update_task(task_id="{task.id}", paused=false)'
         case Status.WAITING | Status.WORKING:
             return f'wait_for_tasks(task_ids=["{task.id}"], timeout_seconds={view.wait_cap_seconds:g})'
+        case Status.FAILED if task.error and task.error.reason in SILENT:
+            return f'get_task(task_id="{task.id}", detail="full")'
         case Status.FAILED if task.kind == "command" and task.attempt:
             return f'get_task_output(task_id="{task.id}")'
         case Status.FAILED | Status.CANCELLED:

@@ -12,6 +12,7 @@ from mcp.server.models import InitializationOptions
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 from mcp.shared.exceptions import MCPError
 
+from taskorch.actions import Call
 from taskorch.arguments import schema
 from taskorch.confirmation import FirstRound, confirmed
 from taskorch.errors import TaskError, shown
@@ -19,7 +20,7 @@ from taskorch.prompts import Prompts
 from taskorch.replies import Reply
 from taskorch.resources import Resources
 from taskorch.service import Service
-from taskorch.tools import TOOLS, Call, Tool, call_tool
+from taskorch.tools import TOOLS, Tool, call_tool
 from taskorch.wording import clean_text
 
 Ctx = ServerRequestContext[Any]
