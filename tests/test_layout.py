@@ -25,6 +25,7 @@ RUNNING = {
 }
 STORE = {
     "ids",
+    "lives",
     "place",
     "backup",
     "schema",
@@ -44,6 +45,7 @@ MCP = {
     *("wording", "replies", "history", "health", "service"),
     *("arguments", "aliases", "actions", "tools", "confirmation"),
     *("server", "resources", "prompts", "briefs", "answered"),
+    *("tasks_extension", "protocol_tasks"),
 }
 FRONT = {
     *("__init__", "__main__", "app", "parent", "cli", "config", "logs", "demo", "diagnosis", "doctor", "shim"),

@@ -112,7 +112,8 @@ async def rows(database: Database, sql: str, *values: Any) -> list[tuple[Any, ..
 
 async def history(database: Database, task: Task) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     attempts = "SELECT attempt, outcome, reason, message, exit_code FROM attempts WHERE task = ? ORDER BY attempt"
-    events = "SELECT event, by, detail FROM events WHERE task = ? ORDER BY id"
+    # What a retry keeps of the life before it has tests of its own.
+    events = "SELECT event, by, iif(event = 'retried', NULL, detail) FROM events WHERE task = ? ORDER BY id"
     return await rows(database, attempts, task.seq), await rows(database, events, task.seq)
 
 

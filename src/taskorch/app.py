@@ -31,6 +31,7 @@ from taskorch.housekeeping import Housekeeper
 from taskorch.peers import Peers, nobody_lives, refuse_foreign
 from taskorch.place import LEAST_FREE_BYTES, free_bytes
 from taskorch.policy import Policy
+from taskorch.protocol_tasks import serve_protocol_tasks
 from taskorch.queries import Queries
 from taskorch.resources import Resources
 from taskorch.server import build_server, initialization
@@ -91,11 +92,14 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
                 silent=lambda: worker.silent,
             )
             resources = Resources(service)
+            server = build_server(service, resources)
+            keep_ms, keep_failed_ms = round(settings.keep_days * DAY_MS), round(settings.keep_failed_days * DAY_MS)
+            serve_protocol_tasks(server, service, keep_ms, keep_failed_ms)
             housekeeper = Housekeeper(
                 store,
                 folder,
-                keep_ms=round(settings.keep_days * DAY_MS),
-                keep_failed_ms=round(settings.keep_failed_days * DAY_MS),
+                keep_ms=keep_ms,
+                keep_failed_ms=keep_failed_ms,
                 interval_seconds=settings.cleanup_interval_seconds,
                 most_bytes=settings.output_quota_bytes,
             )
@@ -103,7 +107,7 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
             async with anyio.create_task_group() as group:
                 for loop in (partial(store.follow_others, bell.rung), bell.run, resources.run, housekeeper.run):
                     group.start_soon(loop)
-                app = App(service, worker, build_server(service, resources))
+                app = App(service, worker, server)
                 try:
                     async with anyio.create_task_group() as pool:
                         await pool.start(worker.run)

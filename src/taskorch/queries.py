@@ -11,6 +11,7 @@ from taskorch import removed
 from taskorch.database import Database
 from taskorch.errors import InvalidInput, NotFound, shown
 from taskorch.ids import FULL_ID, PREFIX
+from taskorch.lives import Life, number, recall
 from taskorch.rows import BY_ID, SELECT, from_row, load
 from taskorch.task import Priority, Status, Task
 
@@ -33,7 +34,9 @@ TEXT = """coalesce(name, '') || ' ' ||
 COUNTS = "SELECT status, priority, tasks FROM counts"
 ATTEMPTS = """SELECT attempt, owner, started_at, ended_at, outcome, reason, message, exit_code
   FROM attempts WHERE task = ? ORDER BY attempt DESC LIMIT ?"""
-EVENTS = "SELECT at, event, by, detail FROM events WHERE task = ? ORDER BY id DESC LIMIT ?"
+# What a retry keeps of the life that it ended is for `lives`; the attempts tell it to people.
+EVENTS = """SELECT at, event, by, iif(event = 'retried', NULL, detail) AS detail
+  FROM events WHERE task = ? ORDER BY id DESC LIMIT ?"""
 RUNNABLE = "SELECT DISTINCT value FROM servers, json_each(servers.kinds)"
 SERVERS = "SELECT id, uuid, pid, started_at, version FROM servers ORDER BY id"
 RECENT_ENDS = f"""SELECT status, started_at, finished_at FROM
@@ -108,6 +111,10 @@ class Queries:
             return [from_row(row) for row in rows if row is not None]
 
         return await self._database.read(get_many)
+
+    async def life(self, task_id: str, wanted: int | None = None) -> Life | None:
+        """That life of the task with that full id, the latest if None; None when there is no such one."""
+        return await self._database.read(lambda db: recall(db, task_id, wanted))
 
     async def resolve(self, reference: str, *, prefixes: bool = True) -> Task:
         """The task that an id, a name or (with `prefixes`) the first characters of an id mean.
@@ -282,6 +289,7 @@ def past_retention(db: sqlite3.Connection, after: int, cutoffs: tuple[int, int])
         for task in tasks
         if task.finished_at is not None
         and task.finished_at < (failed_cutoff if task.status is Status.FAILED else cutoff)
+        and (task.finished_at < failed_cutoff or not number(db, task))  # an earlier life may have failed
     ]
     more = len(tasks) == WALK and tasks[-1].created_at < max(cutoffs)
     return old, tasks[-1].seq if more else None

@@ -78,7 +78,7 @@ def insert_all(tx: Transaction, new: Sequence[tuple[Task, list[Any]]]) -> list[T
 
 def to_values(task: Task) -> list[Any]:
     """The row of a new task: encoded outside the transaction, which others wait for."""
-    values = _encoded(task, COLUMNS)
+    values = encoded(task, COLUMNS)
     values[0] = task.seq or None
     return values
 
@@ -93,14 +93,14 @@ def save(tx: Transaction, before: Task, after: Task) -> Task:
     names = tuple(name for name in COLUMNS if new[name] is not old[name])
     if after.status is Status.COMPLETED and before.status is not Status.COMPLETED and "result" not in names:
         names += ("result",)  # None is a result too
-    if names and bulk.update(tx, "tasks", names, FENCE, [(*_encoded(after, names), *fence(before))]) != 1:
+    if names and bulk.update(tx, "tasks", names, FENCE, [(*encoded(after, names), *fence(before))]) != 1:
         raise NotFound(f"Task {before.label} was changed by another server. Read it again with get_task.")
     return changed(tx, before, after)
 
 
 def save_all(tx: Transaction, moves: Sequence[tuple[Task, Task]], names: tuple[str, ...]) -> None:
     """Save many moves of one sort, whose rows this transaction has read: `names` are the columns that it changes."""
-    rows = [(*_encoded(after, names), *fence(before)) for before, after in moves]
+    rows = [(*encoded(after, names), *fence(before)) for before, after in moves]
     bulk.update(tx, "tasks", names, FENCE, rows)
     for before, after in moves:
         changed(tx, before, after)
@@ -142,7 +142,7 @@ def fence(before: Task) -> tuple[Any, ...]:
     return before.seq, before.id, before.status.value, before.attempt, before.owner
 
 
-def _encoded(task: Task, names: tuple[str, ...]) -> list[Any]:
+def encoded(task: Task, names: tuple[str, ...]) -> list[Any]:
     """The values of these columns as SQLite takes them."""
     held = task.__dict__
     values = [held[name] for name in names]

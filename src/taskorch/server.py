@@ -60,7 +60,7 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
         if params.name not in TOOLS:
             raise MCPError(mt.INVALID_PARAMS, f"Unknown tool: {shown(params.name)}")
         try:
-            return _result(await call_tool(service, _call(ctx, params), params.name, params.arguments or {}))
+            return result_of(await call_tool(service, _call(ctx, params), params.name, params.arguments or {}))
         except FirstRound as question:
             return question.answer
         except TaskError as error:
@@ -81,15 +81,15 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
         instructions=INSTRUCTIONS,
         on_list_tools=list_tools,
         on_call_tool=on_call_tool,
-        on_list_resources=_private(resources.list),
+        on_list_resources=private(resources.list),
         on_list_resource_templates=resources.templates,
-        on_read_resource=_private(resources.read),
+        on_read_resource=private(resources.read),
         on_list_prompts=prompts.list,
-        on_get_prompt=_private(prompts.get),
-        on_completion=_private(complete),
-        on_subscribe_resource=_private(resources.subscribe),
+        on_get_prompt=private(prompts.get),
+        on_completion=private(complete),
+        on_subscribe_resource=private(resources.subscribe),
         on_unsubscribe_resource=resources.unsubscribe,
-        on_subscriptions_listen=_private(resources.listen),
+        on_subscriptions_listen=private(resources.listen),
         cache_hints={
             "server/discover": CacheHint(STATIC_MS, "public"),
             "tools/list": CacheHint(STATIC_MS, "public"),
@@ -107,7 +107,7 @@ def initialization(server: Server[Any]) -> InitializationOptions:
     return server.create_initialization_options(NotificationOptions(resources_changed=True))
 
 
-def _private(answer: Callable[[Ctx, Params], Awaitable[Answer]]) -> Callable[[Ctx, Params], Awaitable[Answer]]:
+def private(answer: Callable[[Ctx, Params], Awaitable[Answer]]) -> Callable[[Ctx, Params], Awaitable[Answer]]:
     """`answer`, with what it may raise by mistake kept in the log: a 2025-11-25 client would be sent its text."""
 
     async def guarded(ctx: Ctx, params: Params) -> Answer:
@@ -139,20 +139,23 @@ def _describe(name: str, tool: Tool) -> mt.Tool:
     )
 
 
-def _call(ctx: Ctx, params: mt.CallToolRequestParams) -> Call:
+def caller(ctx: Ctx) -> str:
+    """What the client calls itself, or `client`; nobody has checked it."""
     client = ctx.session.client_params
-    name = client.client_info.name if client is not None else "client"
+    return clean_text(client.client_info.name[:60] if client is not None else "") or "client"
 
+
+def _call(ctx: Ctx, params: mt.CallToolRequestParams) -> Call:
     async def tell(value: float, total: float, message: str) -> None:
         await ctx.session.report_progress(value, total, message)
 
     async def ask(question: str, about: str) -> bool | None:
         return await confirmed(ctx, params, clean_text(question), about)
 
-    return Call(clean_text(name[:60]) or "client", tell, ask)
+    return Call(caller(ctx), tell, ask)
 
 
-def _result(reply: Reply) -> mt.CallToolResult:
+def result_of(reply: Reply) -> mt.CallToolResult:
     return mt.CallToolResult(
         content=[mt.TextContent(text=clean_text(reply.text))], structured_content=_clean(reply.facts)
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import anyio
 
-from taskorch import claims, removed, rules
+from taskorch import claims, lives, removed, rules
 from taskorch.database import Database, Transaction
 from taskorch.ends import End, settle
 from taskorch.errors import Conflict, StoreError
@@ -119,11 +119,13 @@ class Store:
 
         return await self._database.write(edit)
 
-    async def cancel(self, task_id: str, reason: str, by: str) -> Task:
-        """Cancel a waiting task, ask a working one to stop, leave an ended one."""
+    async def cancel(self, task_id: str, reason: str, by: str, life: int | None = None) -> Task:
+        """Cancel a waiting task, ask a working one to stop, leave an ended one, or one no longer in that `life`."""
 
         def cancel(tx: Transaction) -> Task:
             before = load(tx, task_id)
+            if life is not None and life != lives.number(tx, before):
+                return before
             after = rules.cancel(before, f"cancelled by {by}: {reason}" if reason else f"cancelled by {by}", self.now())
             if after is not before:
                 save(tx, before, after)
@@ -136,7 +138,7 @@ class Store:
         def retry(tx: Transaction) -> Task:
             before = load(tx, task_id)
             after = save(tx, before, rules.retry(before, run_at, self.now()))
-            note(tx, after, "retried", by)
+            note(tx, after, "retried", by, lives.last_words(before))
             return after
 
         return await self._database.write(retry)
