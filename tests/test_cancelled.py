@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import LEGACY, MODERN, Place, Server, wait_for
 from test_cancelled_store import SEED, check_rows
-from test_process import LEGACY, MODERN, Place, Server, wait_for
 
 DELAYS = 40  # of each tool
 LATEST_SECONDS = 0.025

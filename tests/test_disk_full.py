@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from clients import Gate, call, connected, refused, settings, stored
 from pools import log_lines
-from test_process import Place, Server, wait_for
+from servers import Place, Server, wait_for
 
 from taskorch import app, settler, worker
 from taskorch.place import free_bytes

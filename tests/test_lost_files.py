@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from test_process import Place, wait_for
+from servers import Place, wait_for
 
 from taskorch import database as module
 from taskorch.database import Database, open_database

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import HELLO, SECONDS, Place, Server, wait_for
 from test_cancelled_store import check_rows
-from test_process import HELLO, SECONDS, Place, Server, wait_for
 
 # Imported by the server with its handlers: it is killed when a commit has been made, before anybody is answered.
 FATAL = """

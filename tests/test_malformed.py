@@ -15,7 +15,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from test_process import LEGACY, Place, Server
+from servers import LEGACY, Place, Server
 
 CALLS = int(os.environ.get("MALFORMED_CALLS", "2000"))
 SEED = int(os.environ.get("MALFORMED_SEED", str(random.randrange(1_000_000))))

@@ -23,7 +23,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from mcp import Client
 from mcp.shared.exceptions import MCPError
-from test_process import LEGACY, MODERN, Place, wait_for
+from servers import LEGACY, MODERN, Place, wait_for
 
 import taskorch
 from taskorch import logs

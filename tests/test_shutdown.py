@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_process import IN_TIME, SECONDS, Place, Server, alive, wait_for
+from servers import IN_TIME, SECONDS, Place, Server, alive, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 

@@ -13,7 +13,7 @@ import anyio
 import pytest
 from fakes import Clock
 from pools import Gate, Pool, Told, log_lines, ok
-from test_process import Place, wait_for
+from servers import Place, wait_for
 
 from taskorch import busy, settler, worker
 from taskorch.database import Database, open_database
