@@ -1,8 +1,9 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from fakes import Clock
+from servers import Place
 
 from taskorch.database import Database, open_database
 from taskorch.queries import Queries
@@ -34,3 +35,11 @@ def store(database: Database, clock: Clock) -> Store:
 @pytest.fixture
 def queries(database: Database) -> Queries:
     return Queries(database)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """A state folder for real server processes, which end with the test."""
+    place = Place(tmp_path)
+    yield place
+    place.close()

@@ -4,7 +4,7 @@ import contextlib
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,6 @@ from test_cancelled_store import SEED, check_rows
 
 DELAYS = 40  # of each tool
 LATEST_SECONDS = 0.025
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    place = Place(tmp_path)
-    yield place
-    place.close()
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ STORE = {
     "database",
     "bulk",
     "removed",
+    "dedupe",
     "rows",
     "ends",
     "claims",

@@ -5,8 +5,6 @@ import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,13 +54,6 @@ class Mortal:
             check_rows(db)
             query = "SELECT event FROM events JOIN tasks ON seq = task WHERE tasks.id = ? ORDER BY events.id"
             return [event for (event,) in db.execute(query, (task_id,))]
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    place = Place(tmp_path)
-    yield place
-    place.close()
 
 
 @pytest.fixture

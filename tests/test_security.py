@@ -46,13 +46,6 @@ METACHARACTERS = [
 ]
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    place = Place(tmp_path)
-    yield place
-    place.close()
-
-
 @pytest.fixture(params=ERAS)
 def era(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -376,6 +369,7 @@ TEXT_BUILDERS = {  # the only places where SQL is put together, and from what: n
     "claims": {"SELECT", "BATCH", "rules.BACKOFF_CAP_MS"},
     "queries": {"SELECT", "CANDIDATES + 1", "EXACT_COUNTS", "TEXT", "_where(at)", "_where(where)"}
     | {"' AND '.join(conditions)"},
+    "dedupe": {"SELECT"},
     "rows": {"', '.join(COLUMNS)", "SELECT"},
     "schema": {"number + 1", "pragma"},
     "store": {"SELECT"},

@@ -3,8 +3,6 @@
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from servers import Place, Server, wait_for
@@ -13,13 +11,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at proces
 
 SERVERS, EACH, IN_FLIGHT, KILLED_AT = 4, 250, 16, 100
 SECONDS = 90.0
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    place = Place(tmp_path)
-    yield place
-    place.close()
 
 
 def test_a_thousand_commands_created_through_four_servers_run_exactly_once_though_one_is_killed(place: Place) -> None:

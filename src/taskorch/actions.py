@@ -37,11 +37,12 @@ class Call:
 async def create_task(service: Service, call: Call, a: args.CreateTask) -> Reply:
     _check_wait(service, "wait_seconds", a.wait_seconds)
     view = await service.view()  # what may fail comes before the task is stored
-    task = await service.store.add(_new_task(service, a))
+    task, there = await _store(service, _new_task(service, a), a.dedupe_key)
+    before, marks = ("Already created: ", {"deduplicated": True}) if there else ("Created ", {})
     if a.wait_seconds == 0:
-        return task_reply(task, view, "Created ")
+        return task_reply(task, view, before, marks)
     found = await service.wait_until(lambda tasks: all(t.ended for t in tasks), [task.id], a.wait_seconds, call.tell)
-    return task_reply(found[0] if found else task, await service.view(), "Created ")
+    return task_reply(found[0] if found else task, await service.view(), before, marks)
 
 
 async def list_tasks(service: Service, call: Call, a: args.ListTasks) -> Reply:
@@ -177,6 +178,12 @@ def _new_task(service: Service, a: args.CreateTask) -> NewTask:
         on_server_exit=a.on_server_exit or service.on_server_exit,
         labels=tuple(a.labels),
     )
+
+
+async def _store(service: Service, new: NewTask, key: str | None) -> tuple[Task, bool]:
+    if key is None:
+        return await service.store.add(new), False
+    return await service.store.add_once(new, key)
 
 
 def _kind(service: Service, name: str) -> Kind:

@@ -21,6 +21,7 @@ RENAMED = {
     "tags": ("labels",),
     "title": ("name",),
     "type": ("kind",),
+    "idempotency_key": ("dedupe_key",),
 }
 OBJECTS = ("payload",)
 ARRAYS = ("task_ids", "labels")

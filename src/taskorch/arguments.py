@@ -87,6 +87,7 @@ def _labels(value: list[str]) -> list[str]:
 Time = Annotated[int, BeforeValidator(_time), WithJsonSchema({"type": "string", "format": "date-time"})]
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line), AfterValidator(_name)]
+Key = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line)]
 PriorityName = Literal["low", "medium", "high"]
 StatusName = Literal["waiting", "working", "completed", "failed", "cancelled"]
 Payload = Annotated[dict[str, Any], AfterValidator(_payload)]
@@ -116,6 +117,7 @@ class CreateTask(Arguments):
     expires_at: Annotated[Time | None, Field(description="fails if not started by then")] = None
     on_server_exit: Literal["survive", "stop"] | None = None
     labels: Labels = []
+    dedupe_key: Annotated[Key | None, Field(description="same key and payload: the same task")] = None
     wait_seconds: Annotated[Seconds, Field(description="wait so long for its end")] = 0
 
 

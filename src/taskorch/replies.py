@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 
 from taskorch import rules
 from taskorch.errors import shown
@@ -77,15 +78,17 @@ def task_facts(task: Task, view: View, limit: int, name_limit: int = 200) -> Fac
     )
 
 
-def task_reply(task: Task, view: View, before: str = "") -> Reply:
-    """The concise answer about one task; `before` says what was just done, if that is not plain from the rest."""
-    replies = (_task_reply(task, view, before, name_limit, limit) for name_limit, limit in TIGHTER)
-    return next(filter(_fits, replies), None) or _task_reply(task, view, before, *TIGHTER[-1])
+def task_reply(task: Task, view: View, before: str = "", marks: Facts | None = None) -> Reply:
+    """The concise answer about one task.
 
+    `before` says what was just done, if that is not plain from the rest; `marks` say the same as facts.
+    """
 
-def _task_reply(task: Task, view: View, before: str, name_limit: int, limit: int) -> Reply:
-    facts = task_facts(task, view, limit, name_limit)
-    return Reply("\n".join([before + headline(task, facts, view), *details(task, facts)]), facts)
+    def made(name_limit: int, limit: int) -> Reply:
+        facts = task_facts(task, view, limit, name_limit) | (marks or {})
+        return Reply("\n".join([before + headline(task, facts, view), *details(task, facts)]), facts)
+
+    return next(filter(_fits, starmap(made, TIGHTER)), None) or made(*TIGHTER[-1])
 
 
 def _fits(reply: Reply) -> bool:

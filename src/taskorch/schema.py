@@ -40,7 +40,7 @@ def run_script(name: str) -> Step:
 
 
 # Each brings a file from the version that is its place to the next.
-STEPS: Sequence[Step] = (run_script("schema.sql"), run_script("migrations/002.sql"))
+STEPS: Sequence[Step] = (run_script("schema.sql"), run_script("migrations/002.sql"), run_script("migrations/003.sql"))
 
 
 def version() -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import anyio
 
-from taskorch import claims, lives, removed, rules
+from taskorch import claims, dedupe, lives, removed, rules
 from taskorch.database import Database, Transaction
 from taskorch.ends import End, settle
 from taskorch.errors import Conflict, StoreError
@@ -109,6 +109,16 @@ class Store:
         """Store a new task; on disk when this returns. Raises Conflict when too many wait or work already."""
         task = rules.create(new, seq=0, task_id=new_id(), now=self.now())
         return await self._database.write_together(self._insert, (task, to_values(task)))
+
+    async def add_once(self, new: NewTask, key: str) -> tuple[Task, bool]:
+        """Store a new task, or find the one that was created with that key: whether it was there. Raises Conflict."""
+        task = rules.create(new, seq=0, task_id=new_id(), now=self.now())
+        row = (task, to_values(task))
+
+        def add_once(tx: Transaction) -> tuple[Task, bool]:
+            return dedupe.add_once(tx, key, task, lambda: self._insert(tx, [row])[0], self.now())
+
+        return await self._database.write(add_once)
 
     async def edit(self, task_id: str, changes: Mapping[str, Any], expected_version: int | None, by: str) -> Task:
         def edit(tx: Transaction) -> Task:
