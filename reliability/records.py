@@ -81,7 +81,7 @@ def run(folder: Path, bug: str | None, chance: random.Random) -> tuple[list[Even
     state.mkdir(parents=True)
     shim.write_text(SHIM % (str(supervised.compiled_shim(folder.parent / "cache")), BUGS[bug] if bug else ""))
     script = f"head -c {chance.choice((0, 10, 5_000, 400_000))} /dev/zero; exit {chance.choice((0, 0, 3))}"
-    order = supervised.Order("/bin/sh", ("sh", "-c", script), "/", {}, None, 60, 1, "survive").encode()
+    order = supervised.Order("/bin/sh", ("sh", "-c", script), "/", (), {}, None, 60, 1, "survive").encode()
     command = [*STRACE, "-o", folder / "trace", sys.executable, "-I", "-S", str(shim), str(state)]
     subprocess.run(command, input=order, stdout=subprocess.PIPE, check=True, timeout=60)
     lines = (folder / "trace").read_text().splitlines(keepends=True)
