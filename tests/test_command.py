@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -949,6 +950,17 @@ async def test_a_lock_that_no_shim_made_is_nobodys(pool: Commands, make: Callabl
         certain = (folder / "shim.lock").is_file() and (folder / "shim.lock").lstat().st_mode & 0o777 == 0o600
         assert await kind.inspect(attempt.task) is (Remains.NEVER_BEGUN if certain else Remains.NOTHING)
         assert isinstance(await kind.run(attempt), Interrupted if certain else Failed)
+
+
+async def test_what_a_server_had_claimed_and_not_begun_when_it_died_has_not_begun(pool: Commands) -> None:
+    async with attempt_of(pool) as (kind, attempt, folder):
+        shutil.rmtree(folder)
+        assert await kind.inspect(attempt.task) is Remains.NEVER_BEGUN
+        shutil.rmtree(folder.parent)
+        assert await kind.inspect(attempt.task) is Remains.NEVER_BEGUN, "not even its task's folder"
+        shutil.rmtree(folder.parent.parent)
+        assert await kind.inspect(attempt.task) is Remains.NOTHING, "all output is gone: that proves nothing"
+        folder.mkdir(parents=True)
 
 
 async def test_a_command_whose_files_are_removed_while_it_runs_is_lost_and_not_run_again(

@@ -157,4 +157,5 @@ def test_after_a_lost_answer_the_repeated_call_finds_its_task(place: Place) -> N
         server = place.start()
         task = server.call("create_task", **wishes)
     server.until_ended(task["id"])
+    assert place.row(task["id"])["status"] == "completed", place.row(task["id"])["error"]
     assert (place.work / "ran").read_text() == "ran\n" and len(place.rows()) == 1

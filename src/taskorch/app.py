@@ -73,6 +73,7 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
     await anyio.to_thread.run_sync(refuse_foreign, state / "servers")
     alone = partial(nobody_lives, state / "servers")
     async with open_database(state / "taskorch.db", alone, settings.allow_network_state) as database:
+        folder.mkdir(mode=0o700, exist_ok=True)
         store = Store(database, most_live=settings.max_live_tasks)
         with Peers(state / "servers") as peers, Bell(peers.folder, peers.uuid, store) as bell:
             room = partial(_has_room, state)

@@ -55,7 +55,8 @@ def cut(text: str) -> str:
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """` Did you mean 'x'?`, or nothing when no known name is near."""
     near = [right for right, words in _SYNONYMS.items() if right in known and name.lower() in words.split()]
-    near += difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    spelled = {word.lower(): word for word in known}
+    near += [spelled[word] for word in difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.6)]
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

@@ -201,14 +201,14 @@ def exit_record(folder: Path) -> Exit | None:
 def never_begun(folder: Path, ordered: bool) -> bool:
     """Whether it is certain that the command did not start: the shim notes its child before it lets it go.
 
-    `ordered`: the order to start was given, so a lock file must be there to say that nothing came of it. Files that
-    somebody removed prove nothing.
+    `ordered`: the order to start was given, so a lock file must be there to say that nothing came of it. Otherwise a
+    missing folder says that its server did not get so far, unless somebody removed all of the output.
     """
     try:
         with os.fdopen(_open_own(folder / "shim.lock", os.O_RDONLY), "rb") as file:
             return len(file.read(RECORD_BYTES).splitlines()) == 1
     except FileNotFoundError:
-        return folder.is_dir() and not ordered
+        return folder.parent.parent.is_dir() and not ordered
     except OSError:
         return False
 
