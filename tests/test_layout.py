@@ -20,6 +20,7 @@ LINES = 320  # a file that outgrows this has found its seam
 
 RULES = {"errors", "task", "rules"}
 RUNNING = {
+    "markers",
     *("attempt", "worker", "pace", "settler", "handlers", "policy", "command", "supervised"),
     *("machine", "peers", "bell", "housekeeping", "output"),
 }

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from taskorch import output, supervised
 from taskorch.attempt import Attempt, Ending, Remains, unbegun
 from taskorch.errors import InvalidInput, readable, shown
+from taskorch.markers import Markers
 from taskorch.policy import NotAllowed, Policy, parts
 from taskorch.supervised import Exit, Order, SpawnFailed, Supervised
 from taskorch.task import HIDDEN, Cancelled, Completed, Failed, Interrupted, Outcome, Reason, Task
@@ -25,6 +26,7 @@ DENIED = {"BASH_ENV", "ENV", "PYTHONSTARTUP", "GIT_SSH", "GIT_SSH_COMMAND"}
 DENIED_PREFIXES = ("LD_", "DYLD_", "BASH_FUNC_")
 ENV_BYTES = 65_536
 STOP_SECONDS = 0.5  # what an orderly server stop leaves a `stop` command after TERM
+PROGRESS_SECONDS = 0.5  # how often a command's output is looked at for what it says of its progress
 WAKE_SECONDS = 1.0  # after the time limit, how often a supervisor that should be gone is woken
 NEVER_RETRIED = (126, 127)  # not executable, not found: it would fail again
 
@@ -157,6 +159,19 @@ class Command:
                     await anyio.sleep(WAKE_SECONDS)
                     shim.wake()
 
+            async def listen() -> None:
+                """Hear what the command says of its progress. A file is all there is after its first server."""
+                markers, heard = Markers(), 0
+                while True:
+                    await anyio.sleep(PROGRESS_SECONDS)
+                    written, _ = await anyio.to_thread.run_sync(output.activity, folder)
+                    if written > heard:
+                        data, heard = await anyio.to_thread.run_sync(output.news, folder, heard)
+                        if progress := markers.read(data):
+                            attempt.progress(progress)
+
+            folder = self.attempt_folder(attempt.task)
+            group.start_soon(listen)
             group.start_soon(steer)
             group.start_soon(wake)
             await shim.ended()

@@ -113,6 +113,13 @@ def activity(folder: Path) -> tuple[int, float | None]:
     return total, max(stat.st_mtime for _, stat in stats) if total else None
 
 
+def news(folder: Path, after: int, most: int = _CHUNK) -> tuple[bytes, int]:
+    """What was written from the offset `after` on, as it is (of too much, the last `most` bytes), and where it ends."""
+    with _open(folder) as kept:
+        begin, end = kept.run(max(after, kept.total - most))
+        return kept.bytes(begin, end), kept.total
+
+
 def clean(data: bytes) -> str:
     """`data` as text that is safe to show: about what a terminal shows in the end, hidden characters made visible."""
     text = data.decode("utf-8", "replace").replace("\0", "")
