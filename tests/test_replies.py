@@ -77,6 +77,8 @@ def states() -> Iterator[Task]:
     for reason in Reason:
         yield settled(Failed(reason, "m", 1))  # backoff
         yield settled(Failed(reason, "m", 1, retryable=False))
+    yield settled(Failed(Reason.WORKER_LOST, "m", 1), attempt=99, max_attempts=200)
+    yield settled(Completed(None), attempt=99, max_attempts=200)
 
 
 def both(reply: Reply) -> Answer:

@@ -132,7 +132,11 @@ def _process(service: Service) -> Facts:
 def _text(facts: dict[str, Any]) -> str:
     overview, performance, queue, workers = (facts[name] for name in ("overview", "performance", "queue", "workers"))
     rate = f", success rate {100 * overview['success_rate']:.1f}%" if "success_rate" in overview else ""
-    took = f", average {performance['average_seconds']} s" if "average_seconds" in performance else ""
+    took = (
+        f", average {performance['average_seconds']} s, p95 {performance['p95_seconds']} s"
+        if "average_seconds" in performance
+        else ""
+    )
     oldest = f", the oldest for {queue['oldest_ready_seconds']} s" if "oldest_ready_seconds" in queue else ""
     following = f", next start {queue['next_run_at']}" if "next_run_at" in queue else ""
     store = facts["store"]
