@@ -1,4 +1,4 @@
-"""An agent without a model: it calls tools and reads the replies in one of their two forms, the only one it is shown."""
+"""An agent without a model: it calls tools, and is shown the replies in one of their two forms only."""
 
 import re
 from dataclasses import dataclass

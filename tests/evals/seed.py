@@ -2,8 +2,8 @@
 
     python -m tests.evals.seed FOLDER
 
-fills FOLDER/state and prints how a host or a harness starts a server on it. Every id and time is the same each time, and
-a server that starts on it changes nothing: nothing is ready that it could run, and nothing is ever too old to keep.
+fills FOLDER/state and prints how a host or a harness starts a server on it. Ids and times are the same each time. A
+server that is started with the settings in KEEP changes nothing: it could run none of what waits, and removes nothing.
 """
 
 import json
@@ -34,7 +34,7 @@ Story = tuple[int, Callable[[World], Awaitable[None]]]
 
 async def seed(state: Path) -> None:
     """Fill an empty state folder."""
-    state.mkdir(mode=0o700, parents=True)
+    await anyio.Path(state).mkdir(mode=0o700, parents=True)
     async with open_database(state / "taskorch.db") as database:
         world = World(database, state / "output")
         for uuid in SERVERS:
@@ -93,7 +93,11 @@ def _nights() -> Iterator[Story]:
 
 def _tests() -> Iterator[Story]:
     outcomes = {
-        "2026-03-03T09:10:00": ("search", exit_code(2, "1 failed, 214 passed"), "FAILED test_search.py::test_umlauts\n"),
+        "2026-03-03T09:10:00": (
+            "search",
+            exit_code(2, "1 failed, 214 passed"),
+            "FAILED test_search.py::test_umlauts\n",
+        ),
         "2026-03-03T15:42:00": ("search", None, "215 passed\n"),
         "2026-03-04T08:55:00": ("checkout", exit_code(1, "E501 line too long"), "E501 line too long\n"),
         "2026-03-04T09:31:00": ("checkout", exit_code(2, "3 failed, 212 passed"), _log_of_tests()),
@@ -103,7 +107,11 @@ def _tests() -> Iterator[Story]:
         "2026-03-05T10:48:00": ("newsletter", None, "216 passed\n"),
     }
     for when, (branch, outcome, output) in outcomes.items():
-        wishes = {"payload": {"argv": ["make", "check"]}, "labels": ("ci", f"branch:{branch}"), "timeout_seconds": 600.0}
+        wishes = {
+            "payload": {"argv": ["make", "check"]},
+            "labels": ("ci", f"branch:{branch}"),
+            "timeout_seconds": 600.0,
+        }
         seconds = 600.1 if outcome and outcome.reason is Reason.TIMEOUT else 187.25
         yield _plain(at(when), "command", "checks", Try(seconds, outcome, output), **wishes)
 
@@ -145,7 +153,9 @@ def _release() -> Iterator[Story]:
 
     async def announce(world: World) -> None:
         later = {"run_at": at("2026-03-06T08:00:00"), "expires_at": at("2026-03-06T09:00:00")}
-        await world.create(at("2026-03-05T14:00:00"), "mail", "announce", payload={"list": "news"}, labels=labels, **later)
+        await world.create(
+            at("2026-03-05T14:00:00"), "mail", "announce", payload={"list": "news"}, labels=labels, **later
+        )
         world.now = later["expires_at"] + 5
         await world.store.promote()
 
@@ -196,16 +206,30 @@ def _operations() -> Iterator[Story]:
     export = {"payload": {"argv": ["./export.sh"]}, "labels": ("audit",)}
     yield _plain(at("2026-03-04T12:00:00"), "command", "migrate customers", Try(77.0, died), Try(300.0), **again)
     yield at("2026-03-04T13:00:00"), migrate
-    yield _plain(at("2026-03-05T09:00:00"), "command", "deploy to staging", refused("web3.staging.example"),
-                 refused("web1.staging.example"), Try(71.0, output="4 hosts updated\n"), **deploy("staging"))
-    yield _plain(at("2026-03-06T09:30:00"), "command", "deploy to production", Try(80.0, output="9 hosts updated\n"),
-                 **deploy("production"))
+    yield _plain(
+        at("2026-03-05T09:00:00"),
+        "command",
+        "deploy to staging",
+        refused("web3.staging.example"),
+        refused("web1.staging.example"),
+        Try(71.0, output="4 hosts updated\n"),
+        **deploy("staging"),
+    )
+    yield _plain(
+        at("2026-03-06T09:30:00"),
+        "command",
+        "deploy to production",
+        Try(80.0, output="9 hosts updated\n"),
+        **deploy("production"),
+    )
     yield _plain(at("2026-03-06T11:00:00"), "command", "export audit trail", Try(850.0, output=_export()), **export)
 
 
 def _export() -> str:
     """Three megabytes: of 16 warnings in the middle nothing is kept."""
-    lines = [f"{n:06} exported record {n * 7919 % 1_000_003:07} to archive/2026/part-{n // 5000:02}" for n in range(52_000)]
+    lines = [
+        f"{n:06} exported record {n * 7919 % 1_000_003:07} to archive/2026/part-{n // 5000:02}" for n in range(52_000)
+    ]
     warnings = [*range(100, 1_900, 90), *range(20_000, 21_440, 90), *range(50_000, 51_980, 90)]
     for n in warnings:
         lines[n] = f"{n:06} WARN disk nearly full: {n % 97} MB left on /srv/archive"
