@@ -68,7 +68,8 @@ def test_what_keeps_to_the_contract_is_left_alone(tool: str, written: Facts) -> 
 
 WORDS = st.sampled_from(
     """id ids task task_id task_ids taskId tags labels title retries x
-    kind payload command argv cmd args cwd env""".split()  # noqa: SIM905  (a list of so many takes a line each)
+    kind payload command argv cmd args cwd env script workdir
+    name timeout_ms filters arguments params task_name""".split()  # noqa: SIM905  (a list of so many takes a line each)
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(["[", '["a"]', '{"argv": ["ls"]}', "a b"]),

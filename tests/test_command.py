@@ -438,7 +438,8 @@ async def test_text_for_stdin_arrives_and_without_any_it_is_empty(pool: Commands
     ("payload", "text"),
     [
         ({}, "payload.argv is required"),
-        ({"argv": "git status"}, "payload.argv 'git status' is not allowed; it must be an array."),
+        ({"argv": "git status"}, "'git status' is one string, and no shell reads it. Give a list: payload="),
+        ({"argv": "git"}, "payload.argv 'git' is not allowed; it must be an array."),
         ({"argv": []}, "payload.argv [] is not allowed; it must have"),
         ({"argv": ["git", 1]}, "payload.argv.1 1 is not allowed; it must be a string."),
         ({"argv": ["a"] * 1025}, "it must have at most 1024 items."),

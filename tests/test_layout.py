@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "taskorch"
 LINES = 320  # a file that outgrows this has found its seam
 
-RULES = {"errors", "task", "rules"}
+RULES = {"argv", "errors", "task", "rules"}
 RUNNING = {
     "markers",
     *("attempt", "worker", "pace", "settler", "handlers", "policy", "command", "supervised"),
@@ -45,7 +45,7 @@ STORE = {
 }
 MCP = {
     *("wording", "replies", "history", "health", "service"),
-    *("arguments", "aliases", "actions", "tools", "confirmation"),
+    *("arguments", "aliases", "advice", "actions", "tools", "confirmation"),
     *("server", "resources", "prompts", "briefs", "answered"),
     *("tasks_extension", "protocol_tasks"),
 }

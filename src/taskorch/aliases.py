@@ -4,58 +4,92 @@ The published schemas stay closed and name none of this. What could mean two thi
 """
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, cast
 
-from taskorch.errors import SHOWN_CHARACTERS, InvalidInput, shown
+from taskorch import argv
+from taskorch.errors import InvalidInput, shown
+from taskorch.ids import FULL_ID
 
 Raw = dict[str, Any]
 
 RENAMED = {
     "id": ("task_id", "task_ids"),
-    "ids": ("task_ids",),
-    "task": ("task_id",),
-    "tasks": ("task_ids",),
+    "ids": ("task_ids", "task_id"),
+    "task": ("task_id", "task_ids"),
+    "tasks": ("task_ids", "task_id"),
     "task_id": ("task_ids",),
+    "task_ids": ("task_id",),
+    "name": ("task_id", "task_ids"),
+    "names": ("task_ids",),
+    "task_name": ("name", "task_id", "task_ids"),
     "state": ("status",),
-    "tags": ("labels",),
+    "tag": ("labels", "label"),
+    "tags": ("labels", "label"),
+    "label": ("labels",),
+    "labels": ("label",),
     "title": ("name",),
     "type": ("kind",),
     "idempotency_key": ("dedupe_key",),
 }
-OBJECTS = ("payload",)
 ARRAYS = ("task_ids", "labels")
-RETRIES = ("max_retries", "retries", "retry_count")
-PROGRAM = ("argv", "command", "cmd")  # the names that models give an argument list
-COMMAND = ("cwd", "env", "stdin")  # what else a command's payload holds
-SHELL = frozenset("|&;<>()$`\\\"'*?#~\n")
+SINGLE = ("task_id", "status", "label")  # of which a list with one item can only mean that item
+RETRIES = ("max_retries", "retries", "retry_count", "retry")
+UNITS = {"ms": 0.001, "millis": 0.001, "milliseconds": 0.001, "minutes": 60, "hours": 3600, "days": 86_400}
+# Around all arguments, when nothing stands beside; around those that change something or choose, beside others.
+WHOLE = ("arguments", "args", "input", "params", "parameters", "request", "task", "body", "properties", "payload")
+PARTS = ("changes", "updates", "fields", "patch", "filter", "filters")
 
 
 def understood(raw: Mapping[str, Any], known: Collection[str]) -> Raw:
     """The arguments of a call by the names that its tool has (`known`). Raises InvalidInput for what is ambiguous."""
     arguments: Raw = {}
-    for name, value in raw.items():
-        right = _right_name(name, known)
-        if right != name and (right in raw or right in arguments):
+    for name, value in _unwrapped(raw, known).items():
+        right, meant = _right(name, value, known)
+        if right in arguments or (right != name and right in raw):
             raise InvalidInput(f"{shown(name)} and {right} are the same argument; give {right} alone.")
-        arguments[right] = value
+        arguments[right] = meant
     _refuse_retries(arguments, known)
-    for name in OBJECTS:
-        _parse_json(arguments, name, dict)
+    _parse_json(arguments, "payload", dict)
+    if "payload" in known and "kind" in known:
+        _gather_command(arguments, known)
     for name in ARRAYS:
         _parse_json(arguments, name, list)
-        if isinstance(value := arguments.get(name), str):
-            arguments[name] = [value]
-    if "payload" in known and "kind" in known:
-        _gather_command(arguments)
+    _gather_ids(arguments)
     return arguments
 
 
-def _right_name(name: str, known: Collection[str]) -> str:
+def _unwrapped(raw: Mapping[str, Any], known: Collection[str]) -> Mapping[str, Any]:
+    """The arguments without an object that somebody put around all or some of them."""
+    creates = "kind" in known and "payload" in known
+    for name, value in raw.items():
+        holder: Raw = {name: value}
+        _parse_json(holder, name, dict)
+        inner = cast(Raw, holder[name])
+        if not isinstance(holder[name], dict) or inner.keys() & raw.keys() - {name}:
+            continue
+        fits = all(_right(key, None, known)[0] in known or (creates and key in argv.NAMES) for key in inner)
+        whole = len(raw) == 1 and name in WHOLE and (name not in known or "payload" in inner)
+        part = name in PARTS and name not in known and not creates
+        if fits and (whole or part):
+            return {key: item for key, item in raw.items() if key != name} | inner
+    return raw
+
+
+def _right(name: str, value: Any, known: Collection[str]) -> tuple[str, Any]:
+    """The tool's own name for what is called so, and its value in that name's unit."""
     if name in known:
-        return name
-    snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
-    return next((right for right in (snake, *RENAMED.get(snake, ())) if right in known), name)
+        return name, value
+    snake = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_")
+    found = next((right for right in (snake, *RENAMED.get(snake, ())) if right in known), None)
+    if found:
+        return found, value
+    stem, _, unit = snake.rpartition("_")
+    timed = f"{stem}_seconds"
+    if timed in known and unit in UNITS and type(value) in (int, float) and abs(value) < 1e12:
+        return timed, round(value * UNITS[unit], 6)
+    return name, value
 
 
 def _refuse_retries(arguments: Raw, known: Collection[str]) -> None:
@@ -63,7 +97,8 @@ def _refuse_retries(arguments: Raw, known: Collection[str]) -> None:
     for name in RETRIES:
         if name in arguments and "max_attempts" in known:
             value = arguments[name]
-            right = f"; for {value} retries write max_attempts={value + 1}" if type(value) is int else ""
+            plain = type(value) in (int, str) and re.fullmatch("[0-9]{1,2}", str(value))
+            right = f"; for {value} retries write max_attempts={int(value) + 1}" if plain else ""
             raise InvalidInput(f"Unknown argument {name!r}. max_attempts counts all starts, the first included{right}.")
 
 
@@ -79,42 +114,59 @@ def _parse_json(arguments: Raw, name: str, wanted: type) -> None:
             arguments[name] = parsed
 
 
-def _gather_command(arguments: Raw) -> None:
+def _gather_ids(arguments: Raw) -> None:
+    """One where one is wanted, a list where a list is, of names instead of objects that have them."""
+    for name in SINGLE:
+        value = arguments.get(name)
+        if isinstance(value, list) and len(cast(list[Any], value)) == 1:
+            arguments[name] = value[0]
+    if "task_id" in arguments:
+        arguments["task_id"] = _id(arguments["task_id"])
+        if isinstance(ids := arguments["task_id"], list) and ids:
+            first = shown(_id(cast(list[Any], ids)[0]))
+            count = len(cast(list[Any], ids))
+            raise InvalidInput(f"This takes one task, not {count}: call it once for each, first with task_id={first}.")
+    for name in ARRAYS:
+        value = arguments.get(name)
+        if isinstance(value, str):
+            words = [word for word in re.split(r"[,\s]+", value) if word]
+            arguments[name] = words if len(words) > 1 and all(map(FULL_ID.fullmatch, words)) else [value]
+        elif name == "task_ids" and isinstance(value, list):
+            arguments[name] = [_id(item) for item in cast(list[Any], value)]
+        elif name == "task_ids" and _id(value) != value:
+            arguments[name] = [_id(value)]
+
+
+def _id(value: Any) -> Any:
+    """The id of an object that is a task, as replies show one."""
+    task = cast(Raw, value) if isinstance(value, dict) else {}
+    found = [task[name] for name in ("id", "task_id") if isinstance(task.get(name), str)]
+    return found[0] if len(found) == 1 else cast(Any, value)
+
+
+def _gather_command(arguments: Raw, known: Collection[str]) -> None:
     """Bring a command that was given beside its payload, or under another name in it, into payload.argv."""
-    payload = arguments.get("payload")
-    if arguments.get("kind", "command") != "command" or not (payload is None or isinstance(payload, dict)):
+    kind = arguments.get("kind", "command")
+    if kind in argv.SHELL_KINDS and (beside := [name for name in argv.NAMES if name in arguments]):
+        text = f'Unknown argument {beside[0]!r}, and a program is of the kind "command", which you may leave out.'
+        raise InvalidInput(f'{text} Write payload={{"argv": ["git", "fetch"]}}.')
+    if kind != "command":
         return
-    given = cast(Raw, payload or {})
-    beside = {name: arguments.pop(name) for name in (*PROGRAM, "args", *COMMAND) if name in arguments}
-    if twice := beside.keys() & given.keys():
+    given = argv.as_payload(arguments.get("payload"))
+    if given is not None and not isinstance(given, dict):
+        return
+    payload = cast(Raw, given or {})
+    if outside := {name for name in payload.keys() & set(known) if _belongs_outside(name, payload, arguments)}:
+        arguments |= {name: payload[name] for name in outside}
+        arguments["payload"] = {name: value for name, value in payload.items() if name not in outside}
+        return _gather_command(arguments, known)
+    beside = {name: arguments.pop(name) for name in argv.NAMES if name in arguments}
+    if twice := beside.keys() & payload.keys():
         raise InvalidInput(f"{min(twice)} stands both beside payload and in it; give it in payload alone.")
-    if found := _with_argv({**given, **beside}):
+    if found := argv.with_argv(payload | beside):
         arguments["payload"] = found
 
 
-def _with_argv(payload: Raw) -> Raw:
-    programs = [name for name in PROGRAM if name in payload]
-    if len(programs) != 1:
-        return payload
-    program, rest = payload[programs[0]], payload.get("args")
-    if isinstance(program, str) and isinstance(rest, list):
-        argv: Any = [program, *cast(list[Any], rest)]
-    elif isinstance(program, str) and program.split() not in ([], [program]):
-        raise InvalidInput(_as_list(program))
-    elif isinstance(program, str):
-        argv = [program]
-    elif rest is not None:
-        return payload
-    else:
-        argv = program
-    return {name: value for name, value in payload.items() if name not in (programs[0], "args")} | {"argv": argv}
-
-
-def _as_list(line: str) -> str:
-    example, when = ["git", "fetch"], "Give a list"
-    if SHELL.isdisjoint(line) and len(line) <= SHOWN_CHARACTERS:
-        example = line.split()
-    elif len(line) <= SHOWN_CHARACTERS:
-        example, when = ["bash", "-c", line], "Give a list; where a shell is needed, and the user allows one"
-    payload = json.dumps({"argv": example}, ensure_ascii=False)
-    return f"The command {shown(line)} is one string, and no shell reads it. {when}: payload={payload}."
+def _belongs_outside(name: str, payload: Raw, arguments: Raw) -> bool:
+    """Whether an argument of the tool stands in a command's payload, which has none of that name."""
+    return name not in arguments and name != "payload" and (name != "kind" or payload[name] == "command")

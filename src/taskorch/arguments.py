@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
 )
 from pydantic.json_schema import GenerateJsonSchema
@@ -32,20 +33,50 @@ OUTPUT_BYTES = 2_048
 UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # would break the line that a name stands in
 
+ZULU = re.compile(" ?(UTC|GMT|z)$")
+EPOCH = re.compile(r"[0-9]{10}(?:\.[0-9]+)?|[0-9]{13}")
+NUMBER = "([0-9]+(?:[.][0-9]+)?)"
+DURATION = re.compile(
+    f"(?:{NUMBER} ?(?:d|days?))? ?(?:{NUMBER} ?(?:h|hrs?|hours?))? ?(?:{NUMBER} ?(?:m|mins?|minutes?))? ?"
+    f"(?:{NUMBER} ?(?:s|secs?|seconds?))? ?(?:{NUMBER} ?(?:ms|milliseconds?))?"
+)
+ISO_DURATION = re.compile(f"P(?:{NUMBER}D)?(?:T(?:{NUMBER}H)?(?:{NUMBER}M)?(?:{NUMBER}S)?)?()")
+UNITS = (86_400, 3_600, 60, 1, 0.001)
+
 Model = TypeVar("Model", bound="Arguments")
 
 
-def _time(value: Any) -> int:
+def _time(value: Any, info: ValidationInfo) -> int:
     """Milliseconds since the epoch from ISO 8601 with a zone."""
     try:
-        parsed = datetime.fromisoformat(str(value))
+        parsed = datetime.fromisoformat(ZULU.sub("Z", str(value)))
     except ValueError:
-        raise ValueError(f"{shown(value)} is not a time; write it like 2026-11-24T18:00:00Z") from None
+        raise ValueError(f"{shown(value)} is not a time; {_as_time(value, info.field_name)}") from None
     if parsed.tzinfo is None:
-        raise ValueError(f"{shown(value)} has no time zone; add Z or an offset like +01:00")
+        raise ValueError(
+            f"{shown(value)} has no time zone; write {parsed.isoformat()}Z or an offset like +01:00 in the place of Z"
+        )
     if not 1970 <= parsed.year < 9999:
         raise ValueError(f"{shown(value)} is out of range; use a year from 1970 to 9998")
     return round(parsed.astimezone(UTC).timestamp() * 1000)
+
+
+def _as_time(value: Any, field: str | None) -> str:
+    """How to write what was written otherwise: epoch times as such, all else like the present."""
+    number = float(value) if EPOCH.fullmatch(str(value)) else 0
+    if number:
+        seconds = number / 1000 if number >= 1e11 else number
+        return f"write it like {iso(round(seconds * 1000))}, which that is as a Unix time"
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return f"write it like {now}, which is now{_as_delay(value) if field == 'run_at' else ''}"
+
+
+def _as_delay(value: Any) -> str:
+    """What to give instead of `run_at` for a time that counts from now."""
+    given = _seconds(re.sub(r"^(in|after|\+) ?", "", str(value)))
+    if isinstance(given, float | int):
+        return f"; for that time from now give delay_seconds={given:g}"
+    return "; leave it out to start at once, and give delay_seconds to count from now"
 
 
 def _line(value: str) -> str:
@@ -80,6 +111,27 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _seconds(value: Any) -> Any:
+    """A number; or a text with its units, like 90s, 5 minutes, 1h30m or PT30S."""
+    text = value.strip() if isinstance(value, str) and len(value) <= 40 else ""
+    found = text and (DURATION.fullmatch(text) or ISO_DURATION.fullmatch(text))
+    given = [(float(part), unit) for part, unit in zip(found.groups(), UNITS, strict=True) if part] if found else []
+    return sum(part * unit for part, unit in given) if given else _number(value)
+
+
+def _word(value: Any) -> Any:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _one_status(value: Any) -> Any:
+    if isinstance(value, list) or re.search("[,|/]", str(value)) or value in ("", "all", "any", "*"):
+        raise ValueError(
+            f"{shown(cast(Any, value))} is not one status; leave it out for all, or call once for each that is wanted: "
+            "'waiting', 'working', 'completed', 'failed' and 'cancelled'"
+        )
+    return _word(value)
+
+
 def _labels(value: list[str]) -> list[str]:
     return list(dict.fromkeys(value))
 
@@ -88,17 +140,17 @@ Time = Annotated[int, BeforeValidator(_time), WithJsonSchema({"type": "string", 
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line), AfterValidator(_name)]
 Key = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line)]
-PriorityName = Literal["low", "medium", "high"]
-StatusName = Literal["waiting", "working", "completed", "failed", "cancelled"]
+PriorityName = Annotated[Literal["low", "medium", "high"], BeforeValidator(_word)]
+StatusName = Annotated[Literal["waiting", "working", "completed", "failed", "cancelled"], BeforeValidator(_one_status)]
 Payload = Annotated[dict[str, Any], AfterValidator(_payload)]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_line)]
 Labels = Annotated[list[Label], Field(max_length=32), AfterValidator(_labels)]
 Attempts = Annotated[int, Field(ge=1, le=100), BeforeValidator(_number)]
 Version = Annotated[int, Field(ge=1, le=2**53), BeforeValidator(_number)]
 Offset = Annotated[int, Field(ge=0, le=2**53), BeforeValidator(_number)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
-Timeout = Annotated[float, Field(gt=0, le=DAY_SECONDS, allow_inf_nan=False), BeforeValidator(_number)]
-Delay = Annotated[float, Field(ge=0, le=DAYS * DAY_SECONDS, allow_inf_nan=False), BeforeValidator(_number)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_seconds)]
+Timeout = Annotated[float, Field(gt=0, le=DAY_SECONDS, allow_inf_nan=False), BeforeValidator(_seconds)]
+Delay = Annotated[float, Field(ge=0, le=DAYS * DAY_SECONDS, allow_inf_nan=False), BeforeValidator(_seconds)]
 
 
 class Arguments(BaseModel):
@@ -115,7 +167,7 @@ class CreateTask(Arguments):
     delay_seconds: Delay | None = None
     run_at: Time | None = None
     expires_at: Annotated[Time | None, Field(description="fails if not started by then")] = None
-    on_server_exit: Literal["survive", "stop"] | None = None
+    on_server_exit: Annotated[Literal["survive", "stop"], BeforeValidator(_word)] | None = None
     labels: Labels = []
     dedupe_key: Annotated[Key | None, Field(description="same key and payload: the same task")] = None
     wait_seconds: Annotated[Seconds, Field(description="wait so long for its end")] = 0
@@ -137,7 +189,7 @@ class ListTasks(Arguments):
 
 class GetTask(Arguments):
     task_id: Id
-    detail: Literal["concise", "full"] = "concise"
+    detail: Annotated[Literal["concise", "full"], BeforeValidator(_word)] = "concise"
 
 
 class UpdateTask(Arguments):
@@ -172,7 +224,7 @@ class DeleteTask(Arguments):
 
 class WaitForTasks(Arguments):
     task_ids: Annotated[list[Id], Field(min_length=1, max_length=100)]
-    until: Literal["all", "any"] = "all"
+    until: Annotated[Literal["all", "any"], BeforeValidator(_word)] = "all"
     timeout_seconds: Seconds = 25
 
 

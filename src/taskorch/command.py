@@ -13,6 +13,7 @@ import anyio.to_thread
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from taskorch import output, supervised
+from taskorch.argv import as_list, is_line
 from taskorch.attempt import Attempt, Ending, Remains, unbegun
 from taskorch.errors import InvalidInput, readable, shown
 from taskorch.markers import Markers
@@ -47,6 +48,12 @@ def _env(value: Any) -> Any:
     return cast(Any, value)
 
 
+def _list(value: Any) -> Any:
+    if isinstance(value, str) and is_line(value):
+        raise ValueError(f"is wrong: {as_list(value).removesuffix('.')}")
+    return value
+
+
 Text = Annotated[str, AfterValidator(_plain)]
 
 
@@ -54,7 +61,7 @@ class CommandPayload(BaseModel):
     """What a command task takes."""
 
     model_config = ConfigDict(extra="forbid")
-    argv: Annotated[list[Text], Field(min_length=1, max_length=1024)]
+    argv: Annotated[list[Text], Field(min_length=1, max_length=1024), BeforeValidator(_list)]
     cwd: Text | None = None
     env: Annotated[dict[Text, Text], BeforeValidator(_env)] = {}
     stdin: Text | None = None

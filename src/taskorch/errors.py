@@ -39,7 +39,10 @@ def readable(error: ValidationError, where: str = "", known: Sequence[str] = ())
 
     `where` is put before the names (`payload.seconds`). No pydantic text, no URLs; values are cut at 80 characters.
     """
-    return " ".join(_sentence(mistake, where, known) for mistake in error.errors(include_url=False)[:5])
+    mistakes = error.errors(include_url=False)[:5]
+    unknown = any(mistake["type"] == "extra_forbidden" for mistake in mistakes)
+    allowed = [f"Allowed: {', '.join(known)}."] if known and unknown else []
+    return " ".join([_sentence(mistake, where, known) for mistake in mistakes] + allowed)
 
 
 def shown(value: object) -> str:
@@ -54,7 +57,8 @@ def cut(text: str) -> str:
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """` Did you mean 'x'?`, or nothing when no known name is near."""
-    near = [right for right, words in _SYNONYMS.items() if right in known and name.lower() in words.split()]
+    word = name.lower().strip().replace(" ", "_")
+    near = [right for right, words in _SYNONYMS.items() if right in known and word in words.split()]
     spelled = {word.lower(): word for word in known}
     near += [spelled[word] for word in difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.6)]
     return f" Did you mean {near[0]!r}?" if near else ""
@@ -65,49 +69,64 @@ def _sentence(mistake: ErrorDetails, where: str, known: Sequence[str]) -> str:
     value, ctx = mistake["input"], mistake.get("ctx", {})
     match mistake["type"]:
         case "missing":
-            return f"{path} is required; add it."
+            return f"{path} is required; add it.{_WHENCE.get(path, '')}"
         case "extra_forbidden":
             name = str(mistake["loc"][-1])
-            choice = f" Allowed: {', '.join(known)}." if known else ""
-            return f"Unknown argument {shown(path)}.{did_you_mean(name, known)}{choice}"
+            return f"Unknown argument {shown(path)}.{did_you_mean(name, known)}"
         case "literal_error" | "enum":
             near = did_you_mean(value, re.findall("'(.*?)'", ctx["expected"])) if isinstance(value, str) else ""
             return f"{path} {shown(value)} is not allowed; use {ctx['expected']}.{near}"
         case "value_error":
             return f"{path} {ctx['error']}."
         case kind if kind in _LIMITS:
-            return f"{path} {shown(value)} is not allowed; it must {_LIMITS[kind].format(**ctx)}."
+            whence = _WHENCE.get(path, "") if kind == "too_short" else ""
+            return f"{path} {shown(value)} is not allowed; it must {_LIMITS[kind].format(**ctx)}.{whence}"
         case kind:
             wanted = next((text for prefix, text in _TYPES.items() if kind.startswith(prefix)), None)
             return f"{path} {shown(value)} is not allowed; it must be {wanted or 'of another type'}."
 
 
+# Where to find what is required.
+_WHENCE = {
+    "task_id": " list_tasks shows ids and names.",
+    "task_ids": " list_tasks shows ids and names.",
+    "payload.argv": ' Write payload={"argv": ["git", "fetch"]}.',
+}
 # What other systems call it. Names that can mean one thing only are understood: see aliases.py.
 _SYNONYMS = {
-    "waiting": "pending queued todo open scheduled not_started",
-    "working": "running active in_progress started processing",
+    "command": "shell bash sh cmd script process exec subprocess program cli run python python3 job terminal",
+    "sleep": "delay wait timer",
+    "waiting": "pending queued todo open scheduled not_started paused blocked ready backoff",
+    "working": "running active in_progress started processing executing",
     "completed": "done success succeeded complete finished ok",
     "failed": "error errored failure timeout",
-    "cancelled": "canceled aborted killed stopped",
+    "cancelled": "canceled aborted killed stopped terminated",
     "medium": "normal default",
     "high": "urgent critical highest",
     "low": "lowest background",
+    "all": "completed done finished ended every",
+    "any": "first one either",
+    "cwd": "directory dir path folder",
+    "argv": "script shell bash command_line args",
     "survive": "continue keep detach",
-    "full": "all verbose",
-    "max_attempts": "attempts tries",
-    "payload": "args arguments input params parameters data",
-    "timeout_seconds": "timeout timeout_ms wait max_wait wait_seconds seconds",
-    "delay_seconds": "delay delay_ms delay_minutes in",
-    "run_at": "at when start_at scheduled_at schedule",
-    "expires_at": "deadline ttl expires",
-    "name": "description label",
-    "tail_bytes": "tail lines limit max_bytes head",
-    "grep": "pattern search filter query",
-    "text": "query search q filter name",
-    "cursor": "page page_token offset next_cursor",
-    "limit": "page_size max_results count",
-    "until": "mode wait_for",
-    "confirm": "force yes",
+    "full": "all verbose detailed details",
+    "max_attempts": "attempts tries retry",
+    "payload": "args arguments input params parameters data body options config",
+    "wait_seconds": "wait block wait_timeout timeout_wait",
+    "timeout_seconds": "timeout wait max_wait wait_seconds seconds max_seconds",
+    "delay_seconds": "delay in wait_before start_in countdown eta_seconds",
+    "run_at": "at when start_at scheduled_at schedule scheduled_for start_time eta not_before",
+    "expires_at": "deadline ttl expires expires_in",
+    "name": "description",
+    "tail_bytes": "limit max_bytes bytes max_chars max_length",
+    "grep": "pattern search filter query regex text match",
+    "text": "query search q name contains keyword",
+    "cursor": "page_token next_cursor",
+    "created_after": "since after from newer_than start_time",
+    "created_before": "before older_than to end_time",
+    "limit": "page_size per_page max_results count max n top",
+    "until": "mode wait_for condition return_when",
+    "confirm": "force yes confirmed sure",
     "expected_version": "version if_version",
 }
 _LIMITS = {

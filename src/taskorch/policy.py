@@ -3,7 +3,14 @@
 import os
 import shutil
 
+from taskorch.argv import as_list, is_line
 from taskorch.errors import InvalidInput, shown
+
+IN_SHELLS = {  # programs that are none: shells do these themselves
+    "cd": " Shells alone have cd: give the folder as payload.cwd.",
+    "export": " Shells alone have export: give variables as payload.env.",
+    "source": " Shells alone have source: give variables as payload.env.",
+}
 
 
 class NotAllowed(InvalidInput):
@@ -31,17 +38,20 @@ class Policy:
         """The absolute path of what `name` runs. Raises InvalidInput (not found) or NotAllowed."""
         if not name:
             raise InvalidInput("payload.argv[0] is empty; it must name a program, as in ['git', 'status'].")
+        found = self._find(name)
+        if found is None and is_line(name):
+            raise InvalidInput(f"payload.argv[0] is more than a program. {as_list(name)}")
         if "/" in name and not name.startswith("/"):
             raise InvalidInput(
                 f"payload.argv[0] {shown(name)} is a relative path; use a bare name or an absolute path."
             )
         if not self.names:
             raise NotAllowed(self._refusal(name))
-        found = self._find(name)
         if found is None:
             where = "it does not exist or is not executable" if "/" in name else f"not found in PATH={self.path}"
             raise InvalidInput(
                 f"payload.argv[0] {shown(name)}: {where}. Name an installed program or its absolute path."
+                f"{IN_SHELLS.get(name, '')}"
             )
         if "*" not in self.names and found not in self._files:
             raise NotAllowed(self._refusal(found if name in self.names else name))

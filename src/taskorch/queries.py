@@ -10,7 +10,7 @@ from typing import Any
 from taskorch import removed
 from taskorch.database import Database
 from taskorch.errors import InvalidInput, NotFound, shown
-from taskorch.ids import FULL_ID, PREFIX
+from taskorch.ids import FULL_ID, PREFIX, undressed
 from taskorch.lives import Life, number, recall
 from taskorch.rows import BY_ID, SELECT, from_row, load
 from taskorch.task import Priority, Status, Task
@@ -172,6 +172,15 @@ class Queries:
 
 
 def _resolve(db: sqlite3.Connection, reference: str, prefixes: bool) -> Task:
+    """As it is written; else without what stands around it."""
+    bare = undressed(reference)
+    if found := _find(db, reference, prefixes) or (bare != reference and _find(db, bare, prefixes)):
+        return found
+    known = removed.told(db, reference) or removed.told(db, bare) or _nearest(db, bare)
+    raise NotFound(f"No task {shown(reference)}.{known} Call list_tasks to see ids and names.")
+
+
+def _find(db: sqlite3.Connection, reference: str, prefixes: bool) -> Task | None:
     if FULL_ID.fullmatch(reference) and (row := db.execute(BY_ID, (reference,)).fetchone()):
         return from_row(row)
     named = [from_row(row) for row in db.execute(BY_NAME, (reference,))]
@@ -180,14 +189,20 @@ def _resolve(db: sqlite3.Connection, reference: str, prefixes: bool) -> Task:
         return (live or named)[0]
     if named:
         raise InvalidInput(_several(reference, live or named))
-    if prefixes and PREFIX.fullmatch(reference):
+    if PREFIX.fullmatch(reference):
         found = [from_row(row) for row in db.execute(BY_PREFIX, (reference, reference + "~"))]
-        if len(found) == 1:
+        if len(found) == 1 and prefixes:
             return found[0]
-        if found:
+        if found and prefixes:
             raise InvalidInput(_several(reference, found))
-    known = removed.told(db, reference) or _nearest(db, reference)
-    raise NotFound(f"No task {shown(reference)}.{known} Call list_tasks to see ids and names.")
+        if found:
+            raise NotFound(_whole(reference, found))
+    return None
+
+
+def _whole(reference: str, found: list[Task]) -> str:
+    names = ", ".join(f"{task.label} ({task.status})" for task in found[:CANDIDATES])
+    return f"{shown(reference)} is not a whole id, which this needs. It begins {names}. Call again with the full id."
 
 
 def _several(reference: str, found: list[Task]) -> str:
@@ -199,8 +214,8 @@ def _several(reference: str, found: list[Task]) -> str:
 def _nearest(db: sqlite3.Connection, reference: str) -> str:
     known: dict[str, str] = {}
     for task_id, name in db.execute(NEWEST_NAMES):
-        known |= {task_id: task_id} | ({name: f"{task_id} {shown(name)}"} if name else {})
-    near = difflib.get_close_matches(reference, known, n=2, cutoff=0.6)
+        known |= {task_id: task_id} | ({name.casefold(): f"{task_id} {shown(name)}"} if name else {})
+    near = difflib.get_close_matches(reference.casefold(), known, n=2, cutoff=0.6)
     return f" Nearest: {', '.join(known[word] for word in near)}." if near else ""
 
 

@@ -13,9 +13,10 @@ from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 from mcp.shared.exceptions import MCPError
 
 from taskorch.actions import Call
+from taskorch.advice import unknown_tool
 from taskorch.arguments import schema
 from taskorch.confirmation import FirstRound, confirmed
-from taskorch.errors import TaskError, shown
+from taskorch.errors import TaskError
 from taskorch.prompts import Prompts
 from taskorch.replies import Reply
 from taskorch.resources import Resources
@@ -58,7 +59,7 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
 
     async def on_call_tool(ctx: Ctx, params: mt.CallToolRequestParams) -> mt.CallToolResult | mt.InputRequiredResult:
         if params.name not in TOOLS:
-            raise MCPError(mt.INVALID_PARAMS, f"Unknown tool: {shown(params.name)}")
+            raise MCPError(mt.INVALID_PARAMS, clean_text(unknown_tool(params.name, TOOLS)))
         try:
             return result_of(await call_tool(service, _call(ctx, params), params.name, params.arguments or {}))
         except FirstRound as question:

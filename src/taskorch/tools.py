@@ -7,6 +7,7 @@ from typing import Any
 from taskorch import actions
 from taskorch import arguments as args
 from taskorch.actions import Call
+from taskorch.advice import refuse_wishes
 from taskorch.aliases import understood
 from taskorch.errors import InvalidInput
 from taskorch.replies import Reply
@@ -119,6 +120,7 @@ async def call_tool(service: Service, call: Call, name: str, raw: Mapping[str, A
     tool = TOOLS[name]
     try:
         given = understood(raw, tool.arguments.model_fields)
+        refuse_wishes(name, given.keys() - tool.arguments.model_fields.keys())
         return await tool.run(service, call, args.parse(tool.arguments, given))
     except InvalidInput as error:
         raise InvalidInput(f"{error} Nothing was done; correct this and call {name} again.") from None
