@@ -78,7 +78,7 @@ UNKNOWN: dict[str, dict[str, str]] = {
 TOOLS = {
     "create_task": """run start submit enqueue queue schedule add new spawn launch execute exec background bash shell
         command process job""",
-    "list_tasks": "tasks find search query show jobs",
+    "list_tasks": "list tasks find search query show jobs",
     "get_task": "status state describe info read fetch check inspect poll result progress",
     "update_task": "edit modify change set patch pause resume reschedule prioritize rename",
     "cancel_task": "kill stop abort terminate end interrupt",

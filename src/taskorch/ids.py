@@ -10,6 +10,7 @@ PREFIX = re.compile(r"t[0-9a-hjkmnp-tv-z]{5,15}")
 
 URI = re.compile(r"task://([^/]*)(?:/output)?")
 WRAPPED = " \t\r\n'\"`<>[]()#"  # what people and models put around an id
+ENDS = ".,;:…"
 
 
 def undressed(reference: str) -> str:
@@ -17,11 +18,16 @@ def undressed(reference: str) -> str:
 
     Letters of an id may be written large: its alphabet has only one case.
     """
-    bare = reference.strip(WRAPPED)
-    if match := URI.fullmatch(bare):
-        bare = match[1]
-    short = bare.rstrip(".,;:…").lower()
-    return short if FULL_ID.fullmatch(short) or (PREFIX.fullmatch(short) and bare.endswith(("…", "..."))) else bare
+    short = _named(reference.strip(WRAPPED + ENDS)).lower()
+    is_cut = reference.rstrip(WRAPPED).endswith(("…", "..."))
+    if FULL_ID.fullmatch(short) or (is_cut and PREFIX.fullmatch(short)):
+        return short
+    return _named(reference.strip(WRAPPED))
+
+
+def _named(uri: str) -> str:
+    match = URI.fullmatch(uri)
+    return match[1] if match else uri
 
 
 def new_id() -> str:
