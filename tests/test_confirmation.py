@@ -63,8 +63,16 @@ async def test_yes_deletes_it(app: App, era: str) -> None:
 
 @pytest.mark.parametrize(
     "no",
-    [accepted(confirm=False), accepted(), mt.ElicitResult(action="decline"), mt.ElicitResult(action="cancel")],
-    ids=["no", "empty form", "declined", "closed"],
+    [
+        accepted(confirm=False),
+        accepted(),
+        accepted(confirm="true"),
+        accepted(confirm=1),
+        accepted(confirmed=True),
+        mt.ElicitResult(action="decline", content={"confirm": True}),
+        mt.ElicitResult(action="cancel", content={"confirm": True}),
+    ],
+    ids=["no", "empty form", "a word", "a number", "another field", "declined", "closed"],
 )
 async def test_anything_but_yes_keeps_it(app: App, era: str, no: mt.ElicitResult) -> None:
     async with connected(app.server, era, elicitation_callback=Person(no)) as client:

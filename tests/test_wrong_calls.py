@@ -65,6 +65,15 @@ MEANT: list[tuple[str, Facts, Facts]] = [
     ("create_task", {"payload": {"kind": "command", "argv": ["ls"], "name": "x"}}, LS | {"name": "x"}),
     ("create_task", {"payload": {"payload": {"payload": {"argv": ["ls"]}}}}, LS),
     ("create_task", {"name": "x", "payload": {"payload": {"argv": ["ls"]}}}, LS | {"name": "x"}),
+    ("create_task", {"kind": None, "payload": None, "argv": ["ls"], "cwd": None, "name": None}, LS),
+    ("create_task", {"payload": {"argv": ["ls"], "cwd": None, "env": None, "stdin": None}}, LS),
+    ("create_task", {"payload": {"argv": None, "command": ["ls"]}}, LS),
+    (
+        "create_task",
+        {"payload": {"argv": ["ls"], "timeout_ms": 5000, "title": "x"}},
+        LS | {"timeout_seconds": 5, "name": "x"},
+    ),
+    ("create_task", {"argv": ["ls"], "env": '{"A": "b"}'}, {"payload": {"argv": ["ls"], "env": {"A": "b"}}}),
     # Something put around all of it.
     ("create_task", {"arguments": GIT}, GIT),
     ("create_task", {"args": GIT}, GIT),
@@ -198,6 +207,10 @@ TOLD: list[tuple[str, Facts, list[str]]] = [
     ("create_task", {"kind": "http"}, ["'http'", "Use one of: command, echo, sleep"]),
     ("create_task", {"kind": "shell", "command": "echo hi"}, ["'command'", 'the kind "command"', "leave out"]),
     ("create_task", {"kind": "sleep", "seconds": 3}, ["'seconds'", 'payload={"seconds": 3}']),
+    ("create_task", {"code": "print(1)"}, ["'code'", '["python3", "-c", "print(1)"]']),
+    ("create_task", {"argv": ["ls"], "command": "ls"}, ["'payload.command'", "Allowed: argv, cwd, env, stdin"]),
+    ("list_tasks", {"id": "failed"}, ["'id'", "get_task"]),
+    ("list_tasks", {"phase": "paused"}, ["'phase'", '"waiting"']),
     ("create_task", soon(payload="hello"), ["payload 'hello'", "must be an object"]),
     ("create_task", soon(input={"name": "bob"}), ["'input'", "Did you mean 'payload'?"]),
     # Times.

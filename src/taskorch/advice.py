@@ -15,6 +15,8 @@ ONE_EACH = "One call makes one task: call it once for each."
 NEWEST = "Tasks come newest first, always; leave it out."
 PAGES = "Pages go by cursor: call again with cursor=next_cursor of the page before; limit is the size of a page."
 ROWS = 'Rows are short, always; get_task(detail="full") tells all of one task.'
+ONE_SEEN = "One task is seen with get_task, several at once with wait_for_tasks and timeout_seconds=0."
+TIMES = "Of times there are created_after and created_before; rows say when a task ended."
 STATUS = "A status is not set: call cancel_task or retry_task, or give paused=true or paused=false here."
 SAME_WORK = "The same work runs again, at once or after delay_seconds. To change it, create a new task."
 BYTES = "Output is counted in bytes, not lines: give tail_bytes (at most 2048), or offset or grep."
@@ -37,12 +39,16 @@ UNKNOWN: dict[str, dict[str, str]] = {
         "status": "A new task waits, always; leave it out.",
         "callback callback_url webhook webhook_url notify": "Nobody is called back: call wait_for_tasks.",
         "prompt instructions agent": "A task runs a program or a Python handler, no model. get_stats lists the kinds.",
+        "code source": 'Name the program that runs it: payload={"argv": ["python3", "-c", "print(1)"]}.',
         "seconds duration": 'The kind "sleep" takes it in its payload: payload={"seconds": 3}.',
     },
     "list_tasks": {
         "sort sort_by order order_by order_dir direction descending reverse": NEWEST,
         "page page_number offset skip start": PAGES,
         "detail details verbose fields include full": ROWS,
+        "id ids task_id task_ids task tasks": ONE_SEEN,
+        "phase": 'What is scheduled, paused or blocked has the status "waiting"; its row says which.',
+        "finished_after finished_before started_after updated_after ended_after": TIMES,
     },
     "get_task": {"full verbose include include_history include_output include_payload history details": FULL},
     "update_task": {
@@ -78,7 +84,7 @@ UNKNOWN: dict[str, dict[str, str]] = {
 TOOLS = {
     "create_task": """run start submit enqueue queue schedule add new spawn launch execute exec background bash shell
         command process job""",
-    "list_tasks": "list tasks find search query show jobs",
+    "list_tasks": "get_tasks fetch_tasks list tasks find search query show jobs",
     "get_task": "status state describe info read fetch check inspect poll result progress",
     "update_task": "edit modify change set patch pause resume reschedule prioritize rename",
     "cancel_task": "kill stop abort terminate end interrupt",
@@ -107,7 +113,8 @@ def unknown_tool(name: str, known: Collection[str]) -> str:
     """The sentence for a tool that is none: what was meant, else what there is."""
     bare = re.split(r"__|[.:/]", name[-100:])[-1]
     snake = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", bare).lower().replace("-", "_").removeprefix("taskorch_")
-    near = [snake] if snake in known else difflib.get_close_matches(snake, known, n=1, cutoff=0.88)
+    near = [tool for tool in known if snake in (tool, *TOOLS[tool].split())]
+    near += difflib.get_close_matches(snake, known, n=1, cutoff=0.88)
     near += [tool for tool in ORDER if set(snake.split("_")) & set(TOOLS[tool].split())]
     near += difflib.get_close_matches(snake, known, n=1, cutoff=0.6)
     meant = f"Did you mean {near[0]!r}?" if near else f"Use one of: {', '.join(known)}."

@@ -3,7 +3,6 @@
 The published schemas stay closed and name none of this. What could mean two things is answered with the right name.
 """
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, cast
@@ -51,11 +50,12 @@ def understood(raw: Mapping[str, Any], known: Collection[str]) -> Raw:
             raise InvalidInput(f"{shown(name)} and {right} are the same argument; give {right} alone.")
         arguments[right] = meant
     _refuse_retries(arguments, known)
-    _parse_json(arguments, "payload", dict)
+    if "payload" in arguments:
+        arguments["payload"] = argv.parsed(arguments["payload"], dict)
     if "payload" in known and "kind" in known:
         _gather_command(arguments, known)
-    for name in ARRAYS:
-        _parse_json(arguments, name, list)
+    for name in arguments.keys() & set(ARRAYS):
+        arguments[name] = argv.parsed(arguments[name], list)
     _gather_ids(arguments)
     return arguments
 
@@ -64,10 +64,11 @@ def _unwrapped(raw: Mapping[str, Any], known: Collection[str]) -> Mapping[str, A
     """The arguments without an object that somebody put around all or some of them."""
     creates = "kind" in known and "payload" in known
     for name, value in raw.items():
-        holder: Raw = {name: value}
-        _parse_json(holder, name, dict)
-        inner = cast(Raw, holder[name])
-        if not isinstance(holder[name], dict) or inner.keys() & raw.keys() - {name}:
+        inner = argv.parsed(value, dict)
+        if not isinstance(inner, dict):
+            continue
+        inner = cast(Raw, inner)
+        if inner.keys() & raw.keys() - {name}:
             continue
         fits = all(_right(key, None, known)[0] in known or (creates and key in argv.NAMES) for key in inner)
         whole = len(raw) == 1 and name in WHOLE and (name not in known or "payload" in inner)
@@ -102,18 +103,6 @@ def _refuse_retries(arguments: Raw, known: Collection[str]) -> None:
             raise InvalidInput(f"Unknown argument {name!r}. max_attempts counts all starts, the first included{right}.")
 
 
-def _parse_json(arguments: Raw, name: str, wanted: type) -> None:
-    """Some hosts send objects and arrays as JSON text."""
-    value = arguments.get(name)
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        try:
-            parsed = json.loads(value)
-        except (ValueError, RecursionError):
-            return
-        if isinstance(parsed, wanted):
-            arguments[name] = parsed
-
-
 def _gather_ids(arguments: Raw) -> None:
     """One where one is wanted, a list where a list is, of names instead of objects that have them."""
     for name in SINGLE:
@@ -146,7 +135,7 @@ def _id(value: Any) -> Any:
 
 def _gather_command(arguments: Raw, known: Collection[str]) -> None:
     """Bring a command that was given beside its payload, or under another name in it, into payload.argv."""
-    kind = arguments.get("kind", "command")
+    kind = "command" if arguments.get("kind") is None else arguments["kind"]
     if kind in argv.SHELL_KINDS and (beside := [name for name in argv.NAMES if name in arguments]):
         text = f'Unknown argument {beside[0]!r}, and a program is of the kind "command", which you may leave out.'
         raise InvalidInput(f'{text} Write payload={{"argv": ["git", "fetch"]}}.')
@@ -156,9 +145,10 @@ def _gather_command(arguments: Raw, known: Collection[str]) -> None:
     if given is not None and not isinstance(given, dict):
         return
     payload = cast(Raw, given or {})
-    if outside := {name for name in payload.keys() & set(known) if _belongs_outside(name, payload, arguments)}:
-        arguments |= {name: payload[name] for name in outside}
-        arguments["payload"] = {name: value for name, value in payload.items() if name not in outside}
+    if outside := _outside(payload, arguments, known):
+        arguments |= {right: value for _, right, value in outside}
+        left = payload.keys() - {name for name, _, _ in outside}
+        arguments["payload"] = {name: value for name, value in payload.items() if name in left}
         return _gather_command(arguments, known)
     beside = {name: arguments.pop(name) for name in argv.NAMES if name in arguments}
     if twice := beside.keys() & payload.keys():
@@ -167,6 +157,14 @@ def _gather_command(arguments: Raw, known: Collection[str]) -> None:
         arguments["payload"] = found
 
 
-def _belongs_outside(name: str, payload: Raw, arguments: Raw) -> bool:
-    """Whether an argument of the tool stands in a command's payload, which has none of that name."""
-    return name not in arguments and name != "payload" and (name != "kind" or payload[name] == "command")
+def _outside(payload: Raw, arguments: Raw, known: Collection[str]) -> list[tuple[str, str, Any]]:
+    """What stands in a command's payload but is an argument of the tool: its name, the right one, and the value."""
+    found: list[tuple[str, str, Any]] = []
+    for name, value in payload.items():
+        right, meant = _right(name, value, known)
+        is_taken = right in arguments or right in (other for _, other, _ in found)
+        if name in argv.NAMES or right not in known or right == "payload" or is_taken:
+            continue
+        if right != "kind" or value == "command":
+            found.append((name, right, meant))
+    return found

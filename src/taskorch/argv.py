@@ -35,7 +35,7 @@ MOVES = re.compile(r"cd (/[^\s&]*) && (.+)", re.DOTALL)
 
 def as_payload(given: Any) -> Any:
     """What stands where a command's payload belongs, as an object where that is plain."""
-    given = _listed(given)
+    given = parsed(given, list)
     if isinstance(given, list):
         words = cast(list[Any], given)
         return {"argv": words} if words and all(isinstance(word, str) for word in words) else words
@@ -49,13 +49,15 @@ def as_payload(given: Any) -> Any:
 
 def with_argv(payload: Raw) -> Raw:
     """The payload with its program and arguments in `argv`. Raises InvalidInput for a line; leaves what is neither."""
-    payload = {_right_name(name, payload): value for name, value in payload.items()}
+    given = {name: value for name, value in payload.items() if value is not None or name not in NAMES}
+    payload = {_right_name(name, given): value for name, value in given.items()}
+    payload |= {"env": parsed(payload["env"], dict)} if "env" in payload else {}
     programs = [name for name in PROGRAM if name in payload]
     if not programs and (line := next((payload[name] for name in LINE if isinstance(payload.get(name), str)), "")):
         raise InvalidInput(as_list(line))
     if len(programs) != 1:
         return payload
-    program, rest = _listed(payload[programs[0]]), _listed(payload.get("args"))
+    program, rest = parsed(payload[programs[0]], list), parsed(payload.get("args"), list)
     if isinstance(program, str) and isinstance(rest, str | list | None):
         program, rest = _words(program, cast(str | list[Any] | None, rest)), None
     if rest is not None:
@@ -84,14 +86,14 @@ def _right_name(name: str, taken: Collection[str]) -> str:
     return name if right in taken else right
 
 
-def _listed(value: Any) -> Any:
-    """Some hosts send arrays as JSON text."""
-    if isinstance(value, str) and value.lstrip()[:1] == "[":
+def parsed(value: Any, wanted: type) -> Any:
+    """Some hosts send arrays and objects as JSON text."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            parsed = json.loads(value)
+            found = json.loads(value)
         except (ValueError, RecursionError):
             return value
-        return cast(Any, parsed) if isinstance(parsed, list) else value
+        return found if isinstance(found, wanted) else value
     return value
 
 
