@@ -64,16 +64,13 @@ def _unwrapped(raw: Mapping[str, Any], known: Collection[str]) -> Mapping[str, A
     """The arguments without an object that somebody put around all or some of them."""
     creates = "kind" in known and "payload" in known
     for name, value in raw.items():
-        inner = argv.parsed(value, dict)
-        if not isinstance(inner, dict):
-            continue
-        inner = cast(Raw, inner)
-        if inner.keys() & raw.keys() - {name}:
+        whole = len(raw) == 1 and name in WHOLE
+        part = name in PARTS and name not in known and not creates
+        inner = cast(Raw, argv.parsed(value, dict)) if whole or part else None
+        if not isinstance(inner, dict) or inner.keys() & (raw.keys() - {name}):
             continue
         fits = all(_right(key, None, known)[0] in known or (creates and key in argv.NAMES) for key in inner)
-        whole = len(raw) == 1 and name in WHOLE and (name not in known or "payload" in inner)
-        part = name in PARTS and name not in known and not creates
-        if fits and (whole or part):
+        if fits and (name not in known or "payload" in inner):
             return {key: item for key, item in raw.items() if key != name} | inner
     return raw
 
@@ -160,11 +157,9 @@ def _gather_command(arguments: Raw, known: Collection[str]) -> None:
 def _outside(payload: Raw, arguments: Raw, known: Collection[str]) -> list[tuple[str, str, Any]]:
     """What stands in a command's payload but is an argument of the tool: its name, the right one, and the value."""
     found: list[tuple[str, str, Any]] = []
-    for name, value in payload.items():
-        right, meant = _right(name, value, known)
+    for name in [name for name in payload if name not in argv.NAMES]:
+        right, meant = _right(name, payload[name], known)
         is_taken = right in arguments or right in (other for _, other, _ in found)
-        if name in argv.NAMES or right not in known or right == "payload" or is_taken:
-            continue
-        if right != "kind" or value == "command":
+        if right in known and right != "payload" and not is_taken and (right != "kind" or meant == "command"):
             found.append((name, right, meant))
     return found
