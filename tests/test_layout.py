@@ -44,7 +44,7 @@ STORE = {
     "queries",
 }
 MCP = {
-    *("wording", "replies", "history", "health", "service"),
+    *("wording", "replies", "waits", "history", "health", "service"),
     *("arguments", "aliases", "advice", "actions", "tools", "confirmation"),
     *("server", "resources", "prompts", "briefs", "answered"),
     *("tasks_extension", "protocol_tasks"),

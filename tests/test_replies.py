@@ -28,8 +28,9 @@ from taskorch.app import App, running
 from taskorch.history import full_reply
 from taskorch.output import attempt_folder
 from taskorch.queries import History, Page
-from taskorch.replies import Reply, Tail, View, list_reply, task_reply, wait_reply
+from taskorch.replies import Reply, View, list_reply, task_reply
 from taskorch.task import Completed, Error, Failed, NewTask, Outcome, Priority, Progress, Reason, Status, Task
+from taskorch.waits import Tail, wait_reply
 from taskorch.wording import iso
 
 NOW = 1_800_000_000_000

@@ -12,8 +12,9 @@ from taskorch import rules
 from taskorch.history import full_reply
 from taskorch.output import Slice
 from taskorch.queries import History, Page
-from taskorch.replies import Reply, Tail, View, list_reply, output_reply, task_reply, wait_reply
+from taskorch.replies import Reply, View, list_reply, output_reply, task_reply
 from taskorch.task import Completed, Failed, NewTask, Outcome, Priority, Progress, Reason, Task
+from taskorch.waits import Tail, wait_reply
 
 AGREED = Path(__file__).parent / "replies.json"
 NOW = 1_800_000_000_000

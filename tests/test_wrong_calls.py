@@ -242,7 +242,6 @@ TOLD: list[tuple[str, Facts, list[str]]] = [
     ("create_task", soon(cron="0 9 * * *"), ["'cron'", "runs once"]),
     ("create_task", soon(repeat="daily"), ["'repeat'", "runs once"]),
     ("create_task", soon(depends_on=["x"]), ["'depends_on'", "wait_for_tasks"]),
-    ("create_task", soon(idempotency_key="x"), ["'idempotency_key'", "list_tasks"]),
     ("create_task", soon(run_in_background=True), ["'run_in_background'", "leave it out"]),
     ("create_task", soon(id="mine"), ["'id'", "Give a name"]),
     ("create_task", {"tasks": [GIT, GIT]}, ["'tasks'", "once for each"]),

@@ -13,9 +13,10 @@ from taskorch.errors import InvalidInput, did_you_mean, shown
 from taskorch.health import stats_reply
 from taskorch.history import full_reply
 from taskorch.queries import Filters
-from taskorch.replies import Reply, list_reply, output_reply, task_reply, wait_order, wait_reply
+from taskorch.replies import Reply, list_reply, output_reply, task_reply
 from taskorch.service import Service, Tell, missing
 from taskorch.task import Kind, NewTask, Priority, Status, Task
+from taskorch.waits import wait_order, wait_reply
 from taskorch.wording import iso
 
 DELETE_SECONDS = 25.0  # how long delete_task waits for a working task to end

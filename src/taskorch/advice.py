@@ -8,7 +8,6 @@ from taskorch.errors import InvalidInput, shown
 
 NO_REPEATS = "A task runs once. Create the next one when this has ended, or leave repeating to the user's cron."
 NO_ORDER = "Tasks do not wait for each other: wait_for_tasks, then create the next one."
-NO_KEYS = "Nothing is deduplicated. Give a name, and look for it with list_tasks(text=…) before you create it again."
 ALWAYS = "Every task runs in the background; leave it out."
 GIVEN = "The server makes the id. Give a name instead: it will do wherever an id is wanted."
 ONE_EACH = "One call makes one task: call it once for each."
@@ -31,7 +30,6 @@ UNKNOWN: dict[str, dict[str, str]] = {
     "create_task": {
         "cron cron_expression repeat repeat_every recurring recurrence interval interval_seconds every": NO_REPEATS,
         "depends_on dependencies after parent parent_id blocked_by requires": NO_ORDER,
-        "dedupe_key idempotency_key unique unique_key": NO_KEYS,
         "background run_in_background detach detached async async_mode is_background blocking": ALWAYS,
         "id task_id uuid": GIVEN,
         "tasks task_ids commands items": ONE_EACH,

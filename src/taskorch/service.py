@@ -12,9 +12,10 @@ from taskorch import output
 from taskorch.errors import NotFound
 from taskorch.ids import FULL_ID
 from taskorch.queries import Queries
-from taskorch.replies import TAIL_BYTES, WAIT_TAILS, Tail, View
+from taskorch.replies import View
 from taskorch.store import Change, Store
 from taskorch.task import Kind, OnServerExit, Status, Task
+from taskorch.waits import TAIL_BYTES, TAILS, Tail
 
 TELL_SECONDS = 5.0  # how often a wait says that it still waits
 TELL_PAUSE_SECONDS = 1.0  # and it says so no more often, however much happens
@@ -94,7 +95,7 @@ class Service:
 
     async def tails(self, tasks: Sequence[Task]) -> dict[str, Tail]:
         """The last output of commands that have started, a fair share of the reply each; the first few are enough."""
-        commands = [task for task in tasks if task.kind == "command" and task.attempt > 0][:WAIT_TAILS]
+        commands = [task for task in tasks if task.kind == "command" and task.attempt > 0][:TAILS]
         share = (TAIL_BYTES // max(1, len(commands)) - 64) * 3 // 4  # what `read` makes TAIL_BYTES of, at most
         return await anyio.to_thread.run_sync(
             lambda: {task.id: _tail(self.output_folder, task, share) for task in commands}
