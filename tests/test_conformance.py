@@ -2,23 +2,20 @@
 
 import json
 import os
-import re
-import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import anyio.abc
 import anyio.to_thread
 import pytest
+from peers.environments import Unavailable, npm, own_node, run
 
 SUITE = "@modelcontextprotocol/conformance@0.2.0-alpha.12"
-NODE = "node@22"
 CHECKS = {
     "capability-negotiation": 5,
     "lifecycle": 9,
@@ -34,47 +31,19 @@ AT_ONCE = 3
 SERVER = Path(__file__).with_name("conformance_server.py")
 
 
-def unavailable(why: str) -> None:
+def unavailable(why: str) -> NoReturn:
     text = f"The official conformance scenarios were NOT run: {why}"
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
         pytest.fail(text)
     pytest.skip(text)
 
 
-def run(*command: str, folder: Path | None = None, seconds: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False)
-
-
-def own_node() -> str | None:
-    """The machine's node, if it is new enough."""
-    node = shutil.which("node")
-    found = re.match(r"v(\d+)", run(node, "--version").stdout) if node else None
-    return node if found and int(found[1]) >= 22 else None
-
-
 def installed(cache: Path) -> list[str]:
     """The command that runs the suite; installed once, into pytest's cache."""
-    folder = cache / re.sub(r"[^\w.]+", "-", SUITE)
-    if not folder.exists():
-        npm = shutil.which("npm")
-        if npm is None:
-            unavailable("there is no npm on the PATH.")
-        assert npm is not None
-        made = cache / f"new-{os.getpid()}"
-        made.mkdir()
-        wanted = [SUITE] if own_node() else [SUITE, NODE]
-        quiet = ("--no-audit", "--no-fund", "--no-package-lock")
-        try:
-            done = run(npm, "install", "--prefix", str(made), *quiet, *wanted, folder=made)
-            if done.returncode:
-                unavailable(f"npm could not install {' and '.join(wanted)}: {done.stderr[-500:]}")
-            if not folder.exists():  # else another run was first
-                made.rename(folder)
-        except subprocess.TimeoutExpired:
-            unavailable("npm took too long.")
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-    modules = folder / "node_modules"
+    try:
+        modules = npm(cache, SUITE) / "node_modules"
+    except Unavailable as error:
+        unavailable(str(error))
     node = modules / ".bin" / "node"
     return [
         str(node) if node.exists() else own_node() or "node",

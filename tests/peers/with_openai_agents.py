@@ -1,0 +1,56 @@
+"""The OpenAI Agents SDK, its tools called as a model calls them, with strict schemas where it can make them."""
+
+import json
+from typing import Any
+
+import loop
+from agents.mcp import MCPServerStdio, MCPUtil
+from agents.tool import FunctionTool
+from agents.tool_context import ToolContext
+
+OPEN = {"create_task", "update_task"}  # a payload may hold anything, which no strict schema can say
+
+
+class Watched(MCPServerStdio):
+    """Remembers the last result: what the model is told does not say whether it is an error."""
+
+    last: Any = None
+
+    async def call_tool(self, *given: Any, **named: Any) -> Any:
+        self.last = await super().call_tool(*given, **named)
+        return self.last
+
+
+async def main() -> None:
+    command, variables = loop.given()
+    async with Watched(params={"command": command, "env": variables}, client_session_timeout_seconds=60) as server:
+        loop.era(server.session.protocol_version)
+        tools: dict[str, FunctionTool] = {
+            tool.name: tool
+            for tool in await MCPUtil.get_function_tools(
+                server, convert_schemas_to_strict=True, run_context=None, agent=None
+            )
+        }
+        loop.tools(tools)
+        if {name for name, tool in tools.items() if not tool.strict_json_schema} != OPEN:
+            raise AssertionError({name: tool.strict_json_schema for name, tool in tools.items()})
+        loop.ok("strict schemas (8 of 10)")
+
+        async def call(tool: str, **arguments: Any) -> str:
+            text = json.dumps(arguments)
+            context = ToolContext(None, tool_name=tool, tool_call_id="1", tool_arguments=text)
+            told = (await tools[tool].on_invoke_tool(context, text))["text"]
+            if server.last.is_error:
+                raise loop.Refused(told)
+            return told
+
+        async def read(uri: str) -> str:
+            return (await server.read_resource(uri)).contents[0].text
+
+        async def prompt(name: str, arguments: dict[str, str]) -> str:
+            return (await server.get_prompt(name, arguments)).messages[0].content.text
+
+        await loop.readings(await loop.whole(call), read, prompt)
+
+
+loop.run(main)
