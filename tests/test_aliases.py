@@ -25,6 +25,9 @@ MEANT: list[tuple[str, Facts, Facts]] = [
     ("wait_for_tasks", {"task_ids": "x"}, {"task_ids": ["x"]}),
     ("wait_for_tasks", {"task_ids": '["x", "y"]'}, {"task_ids": ["x", "y"]}),
     ("list_tasks", {"state": "failed"}, {"status": "failed"}),
+    ("list_tasks", {"status": "failed", "text": "", "created_after": "", "cursor": ""}, {"status": "failed"}),
+    ("list_tasks", {"state": "", "createdBefore": "", "kind": ""}, {}),
+    ("get_task_output", {"task_id": "x", "grep": ""}, {"task_id": "x"}),
     ("create_task", {"title": "n", "tags": ["a"], "type": "echo"}, {"name": "n", "labels": ["a"], "kind": "echo"}),
     ("create_task", {"labels": "nightly"}, {"labels": ["nightly"]}),
     ("create_task", {"maxAttempts": 2} | GIT, {"max_attempts": 2} | GIT),
@@ -57,6 +60,9 @@ CONTRACT: list[tuple[str, Facts]] = [
     ("create_task", {"payload": {"argv": ["echo", '["x"]', "a | b"], "stdin": "{}"}, "name": "[1]"}),
     ("wait_for_tasks", {"task_ids": ["a", "b"]}),
     ("get_task", {"task_id": '["x"]'}),
+    ("get_task", {"task_id": ""}),
+    ("create_task", {"kind": "", "name": ""}),
+    ("update_task", {"task_id": "x", "priority": ""}),
     ("get_stats", {}),
 ]
 
@@ -100,3 +106,13 @@ async def test_a_model_that_writes_the_usual_names_gets_there_at_once(client: Cl
     assert made.facts["status"] == "completed" and made.facts["name"] == "greeting"
     assert (await call(client, "wait_for_tasks", id=made.facts["id"])).facts["done"]
     assert (await call(client, "get_task_output", taskId="greeting")).facts["text"] == "hello\n"
+
+
+async def test_a_model_that_must_fill_in_every_argument_can_list_and_read(client: Client) -> None:
+    """Hosts with strict schemas take away what is optional: every argument becomes required, and none may be null."""
+    await call(client, "create_task", command=["echo", "hello"], name="greeting", wait_seconds=20)
+    empty = dict.fromkeys(("kind", "label", "text", "created_after", "created_before", "cursor"), "")
+    listed = await call(client, "list_tasks", status="completed", priority="medium", limit=20, **empty)
+    assert [row["name"] for row in listed.facts["tasks"]] == ["greeting"]
+    read = await call(client, "get_task_output", task_id="greeting", attempt=1, tail_bytes=2048, offset=0, grep="")
+    assert read.facts["text"] == "hello\n"

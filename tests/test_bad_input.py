@@ -155,7 +155,7 @@ BAD: list[tuple[str, Facts, list[str]]] = [
         {"task_id": "failed", "offset": 0, "tail_bytes": 5},
         ["tail_bytes and offset exclude each other", "give one of them"],
     ),
-    ("get_task_output", {"task_id": "failed", "grep": ""}, ["grep ''", "1 or more characters"]),
+    ("get_task_output", {"task_id": "failed", "grep": "x" * 201}, ["grep", "at most 200 characters"]),
     (
         "update_task",
         {"task_id": "waiting", "priority": "low", "expected_version": BIG},
@@ -272,7 +272,7 @@ BAD: list[tuple[str, Facts, list[str]]] = [
     # Cursors.
     *(
         ("list_tasks", {"cursor": cursor}, [f"cursor '{cursor}'", "leave it out to begin with the newest"])
-        for cursor in ("", "5", "c", "cx", "c-1", "c1x", "c٣", "c9223372036854775808", "c9999999999999999999")
+        for cursor in (" ", "5", "c", "cx", "c-1", "c1x", "c٣", "c9223372036854775808", "c9999999999999999999")
     ),
     ("list_tasks", {"cursor": 5}, ["cursor 5", "must be a string"]),
 ]

@@ -144,7 +144,7 @@ async def get_task_output(service: Service, call: Call, a: args.GetTaskOutput) -
             f"{task.label} has had {task.attempt} attempts; there is no attempt {attempt}. "
             "Leave attempt out for the latest."
         )
-    if a.offset is not None and "tail_bytes" in a.model_fields_set:
+    if a.offset is not None and a.tail_bytes != args.OUTPUT_BYTES:
         raise InvalidInput("tail_bytes and offset exclude each other; give one of them.")
     folder = output.attempt_folder(service.output_folder, task.id, attempt)
 

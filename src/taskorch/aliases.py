@@ -39,6 +39,7 @@ UNITS = {"ms": 0.001, "millis": 0.001, "milliseconds": 0.001, "minutes": 60, "ho
 # Around all arguments, when nothing stands beside; around those that change something or choose, beside others.
 WHOLE = ("arguments", "args", "input", "params", "parameters", "request", "task", "body", "properties", "payload")
 PARTS = ("changes", "updates", "fields", "patch", "filter", "filters")
+FILTERS = ("status", "kind", "priority", "label", "text", "created_after", "created_before", "cursor", "grep")
 
 
 def understood(raw: Mapping[str, Any], known: Collection[str]) -> Raw:
@@ -46,6 +47,8 @@ def understood(raw: Mapping[str, Any], known: Collection[str]) -> Raw:
     arguments: Raw = {}
     for name, value in _unwrapped(raw, known).items():
         right, meant = _right(name, value, known)
+        if meant == "" and right in FILTERS and "payload" not in known:
+            continue  # strict schemas make a model fill in every argument; where nothing is changed, "" is none
         if right in arguments or (right != name and right in raw):
             raise InvalidInput(f"{shown(name)} and {right} are the same argument; give {right} alone.")
         arguments[right] = meant

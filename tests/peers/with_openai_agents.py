@@ -21,6 +21,16 @@ class Watched(MCPServerStdio):
         return self.last
 
 
+def filled(tool: FunctionTool, **chosen: Any) -> dict[str, Any]:
+    """What a model must write under a strict schema, where every argument is required and none may be null."""
+    properties = tool.params_json_schema["properties"]
+    least = {"string": "", "integer": 0}
+    return {
+        name: chosen.get(name, about.get("default", about.get("minimum", least.get(about["type"]))))
+        for name, about in properties.items()
+    }
+
+
 async def main() -> None:
     command, variables = loop.given()
     async with Watched(params={"command": command, "env": variables}, client_session_timeout_seconds=60) as server:
@@ -50,7 +60,13 @@ async def main() -> None:
         async def prompt(name: str, arguments: dict[str, str]) -> str:
             return (await server.get_prompt(name, arguments)).messages[0].content.text
 
-        await loop.readings(await loop.whole(call), read, prompt)
+        failed = await loop.whole(call)
+        await loop.readings(failed, read, prompt)
+        listing = filled(tools["list_tasks"], status="failed", priority="medium")
+        loop.has(await call("list_tasks", **listing), failed)
+        reading = filled(tools["get_task_output"], task_id=failed)
+        loop.has(await call("get_task_output", **reading), "broken")
+        loop.ok("every argument filled in")
 
 
 loop.run(main)
