@@ -64,7 +64,7 @@ def failure(peer: Peer, mode: str, cache: Path) -> str:
     except Unavailable as error:
         found = Run(wrong=str(error))
     result = "FAILED" if found.wrong else f"passed in {time.monotonic() - began:.0f} s"
-    row(peer.name, packages(peer), found.era, ", ".join(found.shown) or "nothing", result)
+    row(peer.name, packages(peer), found.era, "; ".join(found.shown) or "nothing", result)
     return f"{peer.name} ({mode}): {found.wrong}\n" if found.wrong else ""
 
 

@@ -33,7 +33,7 @@ class Inspector:
             stderr=asyncio.subprocess.PIPE,
         )
         out, err = await process.communicate()
-        if process.returncode not in (0, CALL_FAILED):
+        if process.returncode not in (0, CALL_FAILED) or b"Warning: tool" in err:
             raise AssertionError(f"{method} ended with {process.returncode}: {out.decode()}{err.decode()}")
         return json.loads(out)["result"]
 
