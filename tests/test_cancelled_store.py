@@ -285,7 +285,6 @@ async def test_a_cancelled_promotion_lets_in_all_that_is_due_at_a_moment_or_noth
     moments = "SELECT coalesce(expires_at, run_at), sum(ready OR status = 'failed') FROM tasks GROUP BY 1"
     done = dict(await database.read(lambda db: db.execute(moments).fetchall()))
     assert set(done.values()) <= {0, 3}
-    assert 3 in done.values()
     assert all(done[begin + 1 + number] == 3 for number in returned)
     clock.now = begin + 1 + calls
     await store.promote()

@@ -29,6 +29,7 @@ import taskorch
 from taskorch import logs
 from taskorch.app import App, running
 from taskorch.database import open_database
+from taskorch.errors import shown
 from taskorch.handlers import handler
 from taskorch.policy import NotAllowed, Policy
 from taskorch.queries import Filters, Queries
@@ -199,7 +200,7 @@ def test_a_link_is_judged_by_where_it_leads(folders: tuple[Path, Path]) -> None:
     (outside / "back").symlink_to(inside)
     with pytest.raises(NotAllowed) as error:
         policy(inside).folder(str(inside / "link"), "payload.cwd")
-    assert f"(really '{outside}')" in str(error.value)
+    assert f"(really {shown(str(outside))})" in str(error.value)
     assert policy(outside / "back").folder(str(inside / "app"), "cwd") == str(inside / "app")
     assert policy(inside).folder(str(outside / "back" / "app"), "cwd") == str(inside / "app")
 

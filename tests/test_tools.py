@@ -123,6 +123,7 @@ async def test_create_keeps_every_argument(client: Client, tmp_path: Path) -> No
         "expires_at": "2027-01-01T01:30:00+01:00" if soon.year < 2027 else "2098-01-01T01:30:00+01:00",
         "on_server_exit": "stop",
         "labels": ["a", "b", "a"],
+        "dedupe_key": "k",
         "wait_seconds": 0,
     }
     assert given.keys() | {"delay_seconds"} == tools.TOOLS["create_task"].arguments.model_fields.keys()
