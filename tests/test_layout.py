@@ -45,7 +45,7 @@ STORE = {
 }
 MCP = {
     *("wording", "replies", "waits", "history", "health", "service"),
-    *("arguments", "aliases", "advice", "actions", "tools", "confirmation"),
+    *("arguments", "aliases", "advice", "actions", "batch", "tools", "confirmation"),
     *("server", "resources", "prompts", "briefs", "answered"),
     *("tasks_extension", "protocol_tasks"),
 }

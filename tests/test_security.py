@@ -753,6 +753,7 @@ async def test_a_child_has_three_descriptors_none_of_which_is_the_servers(app: A
 
 HINTS = {  # read_only, destructive, idempotent, open_world
     "create_task": (False, False, False, True),
+    "create_tasks": (False, False, False, True),
     "list_tasks": (True, False, True, False),
     "get_task": (True, False, True, False),
     "update_task": (False, True, True, False),

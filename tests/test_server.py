@@ -47,8 +47,8 @@ from taskorch.tools import TOOLS
 SCHEMAS = Path(__file__).with_name("schemas.json")
 READ_ONLY = {"list_tasks", "get_task", "wait_for_tasks", "get_task_output", "get_stats"}
 DESTRUCTIVE = {"update_task", "cancel_task", "delete_task"}
-OPEN_WORLD = {"create_task", "retry_task", "get_task_output"}
-NOT_IDEMPOTENT = {"create_task", "retry_task"}
+OPEN_WORLD = {"create_task", "create_tasks", "retry_task", "get_task_output"}
+NOT_IDEMPOTENT = {"create_task", "create_tasks", "retry_task"}
 LATER = {"kind": "echo", "delay_seconds": 3600}
 
 
@@ -134,8 +134,8 @@ async def test_an_unknown_tool_is_a_protocol_error(client: Client) -> None:
             await raw_call(client, name, {})
         assert error.value.error.code == -32602
         assert "Unknown tool: '" in error.value.error.message
-        assert re.search(r"Did you mean 'create_task'\?$|Use one of: create_task, ", error.value.error.message)
-        assert len(error.value.error.message) <= 240
+        assert re.search(r"Did you mean 'create_tasks?'\?$|Use one of: create_task, ", error.value.error.message)
+        assert len(error.value.error.message) <= 260
 
 
 class Broken:
@@ -157,6 +157,7 @@ async def broken(app: App, era: str, error: Exception) -> AsyncIterator[Client]:
 
 GOOD: dict[str, Facts] = {
     "create_task": {"kind": "echo"},
+    "create_tasks": {"tasks": [{"kind": "echo"}]},
     "list_tasks": {},
     "get_task": {"task_id": "x"},
     "update_task": {"task_id": "x", "priority": "low"},

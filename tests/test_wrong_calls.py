@@ -244,7 +244,7 @@ TOLD: list[tuple[str, Facts, list[str]]] = [
     ("create_task", soon(depends_on=["x"]), ["'depends_on'", "wait_for_tasks"]),
     ("create_task", soon(run_in_background=True), ["'run_in_background'", "leave it out"]),
     ("create_task", soon(id="mine"), ["'id'", "Give a name"]),
-    ("create_task", {"tasks": [GIT, GIT]}, ["'tasks'", "once for each"]),
+    ("create_task", {"tasks": [GIT, GIT]}, ["'tasks'", "call create_tasks"]),
     ("create_task", soon(retries="3"), ["'retries'", "max_attempts=4"]),
     ("create_task", soon(retry=3), ["'retry'", "max_attempts=4"]),
     ("create_task", soon(priority=5), ["priority 5", "'low', 'medium' or 'high'"]),
@@ -385,7 +385,7 @@ async def test_the_output_of_a_task_that_has_none_says_why(clients: dict[str, Cl
 # Tools that there are not.
 
 MEANT_TOOLS = {
-    **dict.fromkeys(["run_command", "start_task", "create_tasks", "createTask", "submit_task", "bash"], "create_task"),
+    **dict.fromkeys(["run_command", "start_task", "createTask", "submit_task", "bash"], "create_task"),
     **dict.fromkeys(["mcp__taskorch__create_task", "taskorch.create_task", "functions.create_task"], "create_task"),
     **dict.fromkeys(["task_status", "get_task_status", "getTask", "get_task_result"], "get_task"),
     **dict.fromkeys(["list_task", "tasks/list", "search_tasks", "get_tasks"], None),
@@ -412,7 +412,7 @@ async def test_an_unknown_tool_is_answered_with_the_one_that_was_meant(clients: 
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_tool_that_means_nothing_is_answered_with_all_there_are(clients: dict[str, Client], era: str) -> None:
     for name in ("", "xyzzy", "\x1b[31m", "é" * 500):
-        with pytest.raises(MCPError, match="Use one of: create_task, list_tasks") as refused:
+        with pytest.raises(MCPError, match="Use one of: create_task, create_tasks, list_tasks") as refused:
             await raw_call(clients[era], name, {})
         assert len(refused.value.error.message) <= 300 and "\x1b" not in refused.value.error.message
 

@@ -38,7 +38,7 @@ class Call:
 async def create_task(service: Service, call: Call, a: args.CreateTask) -> Reply:
     _check_wait(service, "wait_seconds", a.wait_seconds)
     view = await service.view()  # what may fail comes before the task is stored
-    task, there = await _store(service, _new_task(service, a), a.dedupe_key)
+    task, there = await _store(service, new_task(service, a), a.dedupe_key)
     before, marks = ("Already created: ", {"deduplicated": True}) if there else ("Created ", {})
     if a.wait_seconds == 0:
         return task_reply(task, view, before, marks)
@@ -160,7 +160,8 @@ async def get_stats(service: Service, call: Call, a: args.GetStats) -> Reply:
     return await stats_reply(service)
 
 
-def _new_task(service: Service, a: args.CreateTask) -> NewTask:
+def new_task(service: Service, a: args.TaskWish) -> NewTask:
+    """What the arguments ask for. Raises InvalidInput."""
     now = service.store.now()
     kind = _kind(service, a.kind)
     kind.check(a.payload)

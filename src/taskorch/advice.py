@@ -10,7 +10,7 @@ NO_REPEATS = "A task runs once. Create the next one when this has ended, or leav
 NO_ORDER = "Tasks do not wait for each other: wait_for_tasks, then create the next one."
 ALWAYS = "Every task runs in the background; leave it out."
 GIVEN = "The server makes the id. Give a name instead: it will do wherever an id is wanted."
-ONE_EACH = "One call makes one task: call it once for each."
+ONE_EACH = "One call makes one task: call create_tasks for several."
 NEWEST = "Tasks come newest first, always; leave it out."
 PAGES = "Pages go by cursor: call again with cursor=next_cursor of the page before; limit is the size of a page."
 ROWS = 'Rows are short, always; get_task(detail="full") tells all of one task.'
@@ -82,6 +82,7 @@ UNKNOWN: dict[str, dict[str, str]] = {
 TOOLS = {
     "create_task": """run start submit enqueue queue schedule add new spawn launch execute exec background bash shell
         command process job""",
+    "create_tasks": "bulk batch add_tasks submit_tasks create_many bulk_create batch_create",
     "list_tasks": "get_tasks fetch_tasks list tasks find search query show jobs",
     "get_task": "status state describe info read fetch check inspect poll result progress",
     "update_task": "edit modify change set patch pause resume reschedule prioritize rename",
@@ -92,7 +93,7 @@ TOOLS = {
     "get_task_output": "output log logs tail stdout stderr cat",
     "get_stats": "stats statistics health metrics summary dashboard ping",
 }
-ORDER = (  # of two words in one name the more telling one comes first: get_task_status, tail_output, create_tasks
+ORDER = (  # of two words in one name the more telling one comes first: get_task_status, tail_output
     *("get_task_output", "wait_for_tasks", "get_stats", "retry_task", "cancel_task", "delete_task", "update_task"),
     *("create_task", "get_task", "list_tasks"),
 )

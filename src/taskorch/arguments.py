@@ -157,7 +157,9 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class CreateTask(Arguments):
+class TaskWish(Arguments):
+    """What can be said of a new task."""
+
     kind: Annotated[str, Field(min_length=1, max_length=100)] = "command"
     payload: Annotated[Payload, Field(description='command: {"argv": ["git", "fetch"], "cwd"?, "env"?, "stdin"?}')] = {}
     name: Name | None = None
@@ -170,7 +172,17 @@ class CreateTask(Arguments):
     on_server_exit: Annotated[Literal["survive", "stop"], BeforeValidator(_word)] | None = None
     labels: Labels = []
     dedupe_key: Annotated[Key | None, Field(description="same key and payload: the same task")] = None
+
+
+class CreateTask(TaskWish):
     wait_seconds: Annotated[Seconds, Field(description="wait so long for its end")] = 0
+
+
+class CreateTasks(Arguments):
+    tasks: Annotated[
+        list[dict[str, Any]],
+        Field(min_length=1, max_length=1000, description="each with create_task's arguments but wait_seconds"),
+    ]
 
 
 class ListTasks(Arguments):
@@ -253,7 +265,7 @@ def start(delay_seconds: float | None, run_at: int | None, now: int) -> int | No
 
 def parse(model: type[Model], raw: Mapping[str, Any]) -> Model:
     """The arguments as a model; null means "not given". Raises InvalidInput with a sentence for each mistake."""
-    _check_text(raw, "")
+    _check_text(raw, "", -2 if model is CreateTasks else 0)  # each task may be as deep as it may alone
     try:
         given = {name: value for name, value in raw.items() if value is not None or name not in model.model_fields}
         return model.model_validate(given)

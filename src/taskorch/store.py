@@ -53,6 +53,14 @@ LEAVE = """DELETE FROM servers
 
 
 @dataclass(frozen=True, slots=True)
+class Wish:
+    """A task to be stored, and the key by which a repeated call finds it."""
+
+    new: NewTask
+    dedupe_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """Another server on this file: the owner number in rows, its lock's uuid ('' when unknown), its pid, since when."""
 
@@ -115,10 +123,23 @@ class Store:
         task = rules.create(new, seq=0, task_id=new_id(), now=self.now())
         row = (task, to_values(task))
 
-        def add_once(tx: Transaction) -> tuple[Task, bool]:
-            return dedupe.add_once(tx, key, task, lambda: self._insert(tx, [row])[0], self.now())
+        return await self._database.write(lambda tx: self._add_once(tx, key, row, self.now()))
 
-        return await self._database.write(add_once)
+    async def add_all(self, wishes: Sequence[Wish]) -> list[tuple[Task, bool]]:
+        """Store new tasks in one commit, in their order, or none of them: each, and whether it was there already.
+
+        Raises Conflict.
+        """
+        now = self.now()
+        tasks = [rules.create(wish.new, seq=0, task_id=new_id(), now=now) for wish in wishes]
+        rows = [(task, to_values(task)) for task in tasks]
+
+        def add_all(tx: Transaction) -> list[tuple[Task, bool]]:
+            if not any(wish.dedupe_key for wish in wishes):
+                return [(task, False) for task in self._insert(tx, rows)]
+            return [self._add_once(tx, wish.dedupe_key, row, now) for wish, row in zip(wishes, rows, strict=True)]
+
+        return await self._database.write(add_all)
 
     async def edit(self, task_id: str, changes: Mapping[str, Any], expected_version: int | None, by: str) -> Task:
         def edit(tx: Transaction) -> Task:
@@ -272,6 +293,11 @@ class Store:
                 "was stored: wait until some have ended, or cancel_task those that are not needed."
             )
         return insert_all(tx, new)
+
+    def _add_once(self, tx: Transaction, key: str | None, row: tuple[Task, list[Any]], now: int) -> tuple[Task, bool]:
+        if key is None:
+            return self._insert(tx, [row])[0], False
+        return dedupe.add_once(tx, key, row[0], lambda: self._insert(tx, [row])[0], now)
 
     async def _restore_backoffs(self, now: int) -> None:
         while await self._database.read(lambda db: db.execute(claims.STRANDED, (now, now)).fetchone()):

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from taskorch import actions
+from taskorch import actions, batch
 from taskorch import arguments as args
 from taskorch.actions import Call
 from taskorch.advice import refuse_wishes
@@ -36,6 +36,13 @@ TOOLS: Mapping[str, Tool] = {
         "Start work that outlives this call and this chat: a durable background task. Answers at once with its id; "
         "then call wait_for_tasks. A command goes on when the host closes; waiting tasks start when a server runs. "
         "Ended tasks are kept 7 days, failed ones 30.",
+        open_world=True,
+    ),
+    "create_tasks": Tool(
+        batch.create_tasks,
+        args.CreateTasks,
+        "Create tasks",
+        "Up to 1,000 tasks at once: all are stored or none.",
         open_world=True,
     ),
     "list_tasks": Tool(
