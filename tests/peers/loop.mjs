@@ -1,7 +1,7 @@
 // What every JavaScript peer goes through: see loop.py, which says the same for Python.
 
 const TOOLS = [
-  'create_task', 'list_tasks', 'get_task', 'update_task', 'cancel_task', 'delete_task', 'retry_task',
+  'create_task', 'create_tasks', 'list_tasks', 'get_task', 'update_task', 'cancel_task', 'delete_task', 'retry_task',
   'wait_for_tasks', 'get_task_output', 'get_stats',
 ];
 const NOWHERE = 't0000000000000000';

@@ -11,7 +11,16 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 TOOLS = {
-    *("create_task", "list_tasks", "get_task", "update_task", "cancel_task", "delete_task", "retry_task"),
+    *(
+        "create_task",
+        "create_tasks",
+        "list_tasks",
+        "get_task",
+        "update_task",
+        "cancel_task",
+        "delete_task",
+        "retry_task",
+    ),
     *("wait_for_tasks", "get_task_output", "get_stats"),
 }
 ID = re.compile(r"t[0-9a-hjkmnp-tv-z]{16}")

@@ -8,7 +8,7 @@ from agents.mcp import MCPServerStdio, MCPUtil
 from agents.tool import FunctionTool
 from agents.tool_context import ToolContext
 
-OPEN = {"create_task", "update_task"}  # a payload may hold anything, which no strict schema can say
+OPEN = {"create_task", "create_tasks", "update_task"}  # a payload may hold anything, which no strict schema can say
 
 
 class Watched(MCPServerStdio):
@@ -44,7 +44,7 @@ async def main() -> None:
         loop.tools(tools)
         if {name for name, tool in tools.items() if not tool.strict_json_schema} != OPEN:
             raise AssertionError({name: tool.strict_json_schema for name, tool in tools.items()})
-        loop.ok("strict schemas (8 of 10)")
+        loop.ok("strict schemas (8 of 11)")
 
         async def call(tool: str, **arguments: Any) -> str:
             text = json.dumps(arguments)
