@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 from servers import Place, wait_for
 
@@ -147,6 +149,47 @@ async def test_files_that_cannot_be_made_anew_at_once_are_made_by_a_later_write(
                 await database.write(lambda tx: None)
     await database.write(lambda tx: tx.execute("CREATE TABLE notes(text)").fetchone())
     assert await database.read(lambda db: db.execute("SELECT count(*) FROM notes").fetchone()) == (0,)
+
+
+async def test_reads_go_on_while_files_are_made_anew(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the old files and the new ones no connection is open: who reads then waits."""
+    between, go_on = anyio.Event(), anyio.Event()
+    reopen = module.reopen
+
+    async def slow(*args: Any) -> None:
+        between.set()
+        await go_on.wait()
+        await reopen(*args)
+
+    async def read() -> None:
+        assert await database.read(lambda db: db.execute("SELECT count(*) FROM tasks").fetchone()) == (0,)
+
+    monkeypatch.setattr(module, "reopen", slow)
+    database._path.with_name("taskorch.db-wal").unlink()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(database.write, lambda tx: None)
+            await between.wait()
+            group.start_soon(read)
+            group.start_soon(database.foreign_version)
+            await anyio.wait_all_tasks_blocked()
+            go_on.set()
+
+
+async def test_a_read_opens_files_anew_that_could_not_be_made_at_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "reopen", full)
+        database._path.with_name("taskorch.db-wal").unlink()
+        with pytest.raises(StoreError, match="the disk is full"):
+            await database.write(lambda tx: None)
+        with pytest.raises(StoreError, match="the disk is full"):
+            await database.read(lambda db: None)
+    assert await database.read(lambda db: db.execute("SELECT count(*) FROM tasks").fetchone()) == (0,)
 
 
 async def test_files_that_are_there_are_not_made_anew(database: Database, caplog: pytest.LogCaptureFixture) -> None:

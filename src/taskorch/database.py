@@ -93,12 +93,14 @@ class Database:
         return await future
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `function` on the read connection, in one hop; it never waits for writers."""
+        """Run `function` on the read connection, in one hop; it never waits for writers. Raises StoreError."""
+        if self._is_closed:  # between the files that somebody removed and the new ones
+            await self.write(_nothing)
         return cast(T, await hop(self._reader, _read, function))
 
     async def foreign_version(self) -> int:
         """A number that changes when another process has committed (own commits do not count)."""
-        if self._originals.displaced:  # looked at here too, so that it is noticed soon where nobody writes
+        if self._is_closed or self._originals.displaced:  # noticed soon where nobody writes, too
             await self.write(_nothing)
         return await hop(self._writer, _data_version)
 
