@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from errno import EMFILE
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from fakes import Clock
 from pools import Payload, Pool, ok, other_process
 
-from taskorch import supervised
+from taskorch import output, supervised
 from taskorch.attempt import Attempt, Ending, Remains
 from taskorch.command import Command
 from taskorch.errors import InvalidInput, shown
@@ -1057,5 +1058,24 @@ async def test_a_command_tells_its_progress_by_what_it_writes_also_when_its_serv
     async with pool.serving():
         await anyio.to_thread.run_sync(go.write_text, "go\n")
         await told(Progress(2, 3, "second"))
+        await anyio.to_thread.run_sync(go.write_text, "go\n")
+        assert (await pool.ended(task)).status is Status.COMPLETED
+
+
+async def test_output_that_cannot_be_read_costs_a_command_its_progress_and_nothing_else(
+    pool: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, asked = tmp_path / "go", 0
+    os.mkfifo(go)
+
+    def broken(*_: object) -> tuple[bytes, int]:
+        nonlocal asked
+        asked += 1
+        raise OSError(EMFILE, "Too many open files")
+
+    monkeypatch.setattr(output, "news", broken)
+    task = await pool.command("sh", "-c", "echo '::progress 1/3'; read -r _ < \"$1\"", "sh", str(go))
+    async with pool.serving():
+        await until(lambda: asked > 1)
         await anyio.to_thread.run_sync(go.write_text, "go\n")
         assert (await pool.ended(task)).status is Status.COMPLETED

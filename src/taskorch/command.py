@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from errno import EACCES, EAGAIN, ENOENT, ENOMEM, EXDEV
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -171,11 +172,12 @@ class Command:
                 markers, heard = Markers(), 0
                 while True:
                     await anyio.sleep(PROGRESS_SECONDS)
-                    written, _ = await anyio.to_thread.run_sync(output.activity, folder)
-                    if written > heard:
-                        data, heard = await anyio.to_thread.run_sync(output.news, folder, heard)
-                        if progress := markers.read(data):
-                            attempt.progress(progress)
+                    with suppress(OSError):  # what cannot be read now must not end the attempt
+                        written, _ = await anyio.to_thread.run_sync(output.activity, folder)
+                        if written > heard:
+                            data, heard = await anyio.to_thread.run_sync(output.news, folder, heard)
+                            if progress := markers.read(data):
+                                attempt.progress(progress)
 
             folder = self.attempt_folder(attempt.task)
             group.start_soon(listen)
