@@ -61,6 +61,17 @@ async def test_yes_deletes_it(app: App, era: str) -> None:
         assert task["id"] in person.asked[0] and "precious" in person.asked[0] and "working" in person.asked[0]
 
 
+async def test_the_question_shows_what_hides_in_a_name(app: App, era: str) -> None:
+    person = Person(accepted(confirm=False))
+    async with connected(app.server, era, elicitation_callback=person) as client:
+        gate = Gate()
+        name = "\u202eecho"
+        task = (await call(client, "create_task", kind="test.gate", payload=gate.payload, name=name)).facts
+        await gate.reached()
+        await delete(client, task)
+        assert "<U+202E>echo" in person.asked[0] and "\u202e" not in person.asked[0]
+
+
 @pytest.mark.parametrize(
     "no",
     [

@@ -85,6 +85,12 @@ async def test_the_list_has_the_fixed_ones_and_the_newest_tasks(client: Client) 
     assert client.server_capabilities.resources and client.server_capabilities.resources.subscribe
 
 
+async def test_a_listed_name_shows_what_hides_in_it(client: Client) -> None:
+    await create(client, **LATER, name="user\u202etxt.exe")
+    newest = (await client.list_resources()).resources[3]
+    assert newest.name == newest.title == "user<U+202E>txt.exe"
+
+
 async def test_a_task_reads_like_get_task_in_full(client: Client) -> None:
     task = await create(client, kind="echo", payload={"a": [1, "é"]}, name="x", labels=["l"], wait_seconds=20)
     tool = (await call(client, "get_task", task_id=task["id"], detail="full")).facts

@@ -15,7 +15,7 @@ from taskorch.queries import WINDOW_MS, Filters, History
 from taskorch.replies import CONCISE_BYTES, View, headline, next_call, task_facts
 from taskorch.service import Service
 from taskorch.task import Reason, Status, Task
-from taskorch.wording import counts_text, cut_bytes, iso
+from taskorch.wording import counts_text, cut_bytes, iso, visible, visible_line
 
 BYTES = 2_048
 ASKED_BYTES = 600  # of what a person typed
@@ -72,8 +72,8 @@ async def diagnose_failure(service: Service, reference: str) -> str:
     task = await service.queries.resolve(reference)
     view, history = await service.view(), await service.queries.history(task)
     failed = task.status is Status.FAILED
-    facts = [_line(headline(task, task_facts(task, view, CONCISE_BYTES, NAME_BYTES), view))]
-    facts += [f"error: {task.error.reason}: {cut_bytes(_line(task.error.message), 200)}"] if task.error else []
+    facts = [visible_line(headline(task, task_facts(task, view, CONCISE_BYTES, NAME_BYTES), view))]
+    facts += [f"error: {task.error.reason}: {cut_bytes(visible_line(task.error.message), 200)}"] if task.error else []
     head = [
         "Find out why this background task failed, and tell me the cause and what you would do."
         if failed
@@ -170,7 +170,7 @@ def _groups(groups: dict[str, list[Task]], rows: int) -> list[str]:
 
 def _row(task: Task) -> str:
     name = f' "{cut_bytes(task.name, 40)}"' if task.name else ""
-    error = f", {task.error.reason}: {cut_bytes(_line(task.error.message), 60)}" if task.error else ""
+    error = f", {task.error.reason}: {cut_bytes(visible_line(task.error.message), 60)}" if task.error else ""
     when = task.finished_at or (task.run_at if task.status is Status.WAITING else task.started_at) or task.created_at
     return f"{task.id}{name} {task.status}{error}, {iso(when)[:16]}Z"
 
@@ -178,7 +178,7 @@ def _row(task: Task) -> str:
 def _attempts(history: History) -> list[str]:
     lines: list[str] = []
     for row in history.attempts[-ATTEMPTS:]:
-        why = ": ".join(str(word) for word in (row["reason"], row["message"] and _line(row["message"])) if word)
+        why = ": ".join(str(word) for word in (row["reason"], row["message"] and visible_line(row["message"])) if word)
         line = f"attempt {row['attempt']} began {iso(row['started_at'])[:19]}Z, "
         if row["ended_at"] is not None:
             line += f"{row['outcome']} after {(row['ended_at'] - row['started_at']) / 1000:.1f} s"
@@ -216,15 +216,7 @@ def _steps(task: Task, view: View) -> list[str]:
 
 def _data(text: str) -> list[str]:
     """Text from tasks: cleaned, and marked line by line so that nothing in it looks like ours."""
-    return [f"| {line}" for line in _clean(text).splitlines()]
-
-
-def _clean(text: str) -> str:
-    return output.clean(text.encode("utf-8", "replace"))
-
-
-def _line(text: str) -> str:
-    return " ".join(_clean(text).split())
+    return [f"| {line}" for line in visible(text).splitlines()]
 
 
 def _bytes(text: str) -> int:
@@ -232,4 +224,4 @@ def _bytes(text: str) -> int:
 
 
 def _asked(text: str) -> str:
-    return cut_bytes(_line(text), ASKED_BYTES) or ""
+    return cut_bytes(visible_line(text), ASKED_BYTES) or ""

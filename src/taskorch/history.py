@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from taskorch.output import clean
 from taskorch.queries import History
 from taskorch.replies import CONCISE_BYTES, Reply, View, details, headline, task_facts
 from taskorch.rows import dumps
 from taskorch.task import HIDDEN, Task
-from taskorch.wording import Facts, cut_bytes, cut_json, iso, present
+from taskorch.wording import Facts, cut_bytes, cut_json, iso, present, visible
 
 FULL_BYTES = 16_384  # of a payload, a result, an error's message
 
@@ -73,4 +72,4 @@ def _event_line(row: Mapping[str, Any]) -> str:
 
 def _short(text: str | None) -> str | None:
     """A text of others as it may be shown in a line: without what only a terminal understands, or nobody sees."""
-    return text and cut_bytes(clean(text.encode("utf-8", "replace")).replace("\n", " "), CONCISE_BYTES)
+    return text and cut_bytes(visible(text).replace("\n", " "), CONCISE_BYTES)

@@ -10,9 +10,8 @@ from mcp.shared.exceptions import MCPError
 
 from taskorch import briefs
 from taskorch.errors import InvalidInput, NotFound, did_you_mean, shown
-from taskorch.output import clean
 from taskorch.service import Service
-from taskorch.wording import clean_text
+from taskorch.wording import clean_text, visible
 
 Ctx = ServerRequestContext[Any]
 
@@ -42,7 +41,7 @@ class Prompt:
 async def suggest_tasks(service: Service, start: str) -> list[str]:
     """Ids and names, those of failed tasks first. A name that shows otherwise than it is written is left out."""
     words = await service.queries.suggest(start, SUGGESTED + 1, failed_first=True)
-    return [word for word in words if clean(word.encode("utf-8", "replace")) == word]
+    return [word for word in words if visible(word) == word]
 
 
 async def suggest_times(service: Service, start: str) -> list[str]:

@@ -25,7 +25,7 @@ from taskorch.rows import dumps
 from taskorch.service import Service
 from taskorch.store import Change
 from taskorch.task import Status, Task
-from taskorch.wording import clean_text, iso
+from taskorch.wording import clean_text, iso, visible
 
 Ctx = ServerRequestContext[Any]
 Looks = tuple[int, int] | None  # None: it is not stored
@@ -246,7 +246,7 @@ class Resources:
 
 
 def _listed(task: Task) -> mt.Resource:
-    name = task.name or task.id
+    name = visible(task.name) if task.name else task.id
     text = f"{task.kind}, {task.status}"
     changed = mt.Annotations(last_modified=iso(task.updated_at))
     uri = f"task://{task.id}"

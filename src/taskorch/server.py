@@ -22,7 +22,7 @@ from taskorch.replies import Reply
 from taskorch.resources import Resources
 from taskorch.service import Service
 from taskorch.tools import TOOLS, Tool, call_tool
-from taskorch.wording import clean_text
+from taskorch.wording import clean_text, visible, visible_line
 
 Ctx = ServerRequestContext[Any]
 Params = TypeVar("Params")
@@ -141,9 +141,9 @@ def _describe(name: str, tool: Tool) -> mt.Tool:
 
 
 def caller(ctx: Ctx) -> str:
-    """What the client calls itself, or `client`; nobody has checked it."""
+    """What the client calls itself, on one line, or `client`; nobody has checked it."""
     client = ctx.session.client_params
-    return clean_text(client.client_info.name[:60] if client is not None else "") or "client"
+    return (visible_line(client.client_info.name)[:60] if client is not None else "") or "client"
 
 
 def _call(ctx: Ctx, params: mt.CallToolRequestParams) -> Call:
@@ -151,7 +151,7 @@ def _call(ctx: Ctx, params: mt.CallToolRequestParams) -> Call:
         await ctx.session.report_progress(value, total, message)
 
     async def ask(question: str, about: str) -> bool | None:
-        return await confirmed(ctx, params, clean_text(question), about)
+        return await confirmed(ctx, params, visible(question), about)
 
     return Call(caller(ctx), tell, ask)
 

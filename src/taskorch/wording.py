@@ -44,9 +44,19 @@ def counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {status}" for status, number in counts.items())
 
 
+def visible(text: str) -> str:
+    """A text of others as it may be shown: without what only a terminal understands, or nobody sees."""
+    return clean(text.encode("utf-8", "replace"))
+
+
+def visible_line(text: str) -> str:
+    """The same on one line."""
+    return " ".join(visible(text).split())
+
+
 def safe_text(text: str | None, limit: int) -> str | None:
-    """A message as it may be shown: without what only a terminal understands, or nobody sees."""
-    return cut_bytes(clean(text.encode("utf-8", "replace")), limit) if text is not None else None
+    """A message as it may be shown, cut to size."""
+    return cut_bytes(visible(text), limit) if text is not None else None
 
 
 def seconds_text(ms: int) -> str:
