@@ -816,7 +816,8 @@ async def test_output_of_what_wrote_none_is_empty(client: Client) -> None:
 async def test_a_wait_names_the_tasks_that_are_gone_and_waits_for_the_others(client: Client) -> None:
     gone, kept = [await create(client, kind="echo", wait_seconds=10) for _ in range(2)]
     await call(client, "delete_task", task_id=gone["id"])
-    reply = await call(client, "wait_for_tasks", task_ids=[gone["id"], kept["id"]])
+    written = [f"task://{gone['id']}", gone["id"], kept["id"]]
+    reply = await call(client, "wait_for_tasks", task_ids=written)
     assert (reply.facts["done"], reply.facts["deleted"]) == (True, [gone["id"]])
     assert gone["id"] in reply.text
     assert [task["id"] for task in reply.facts["tasks"]] == [kept["id"]]

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Collection
 
-from taskorch.errors import InvalidInput, shown
+from taskorch.errors import InvalidInput, shown, snake_case
 
 NO_REPEATS = "A task runs once. Create the next one when this has ended, or leave repeating to the user's cron."
 NO_ORDER = "Tasks do not wait for each other: wait_for_tasks, then create the next one."
@@ -111,7 +111,7 @@ def refuse_wishes(tool: str, names: Collection[str]) -> None:
 def unknown_tool(name: str, known: Collection[str]) -> str:
     """The sentence for a tool that is none: what was meant, else what there is."""
     bare = re.split(r"__|[.:/]", name[-100:])[-1]
-    snake = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", bare).lower().replace("-", "_").removeprefix("taskorch_")
+    snake = snake_case(bare).removeprefix("taskorch_")
     near = [tool for tool in known if snake in (tool, *TOOLS[tool].split())]
     near += difflib.get_close_matches(snake, known, n=1, cutoff=0.88)
     near += [tool for tool in ORDER if set(snake.split("_")) & set(TOOLS[tool].split())]

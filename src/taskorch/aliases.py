@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 from taskorch import argv
-from taskorch.errors import InvalidInput, shown
+from taskorch.errors import InvalidInput, shown, snake_case
 from taskorch.ids import FULL_ID
 
 Raw = dict[str, Any]
@@ -82,7 +82,7 @@ def _right(name: str, value: Any, known: Collection[str]) -> tuple[str, Any]:
     """The tool's own name for what is called so, and its value in that name's unit."""
     if name in known:
         return name, value
-    snake = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_")
+    snake = snake_case(name)
     found = next((right for right in (snake, *RENAMED.get(snake, ())) if right in known), None)
     if found:
         return found, value

@@ -52,7 +52,13 @@ def shown(value: object) -> str:
 
 
 def cut(text: str) -> str:
+    """At most 80 characters, an ellipsis included where something is missing."""
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+
+
+def snake_case(name: str) -> str:
+    """A name as ours are written: `taskId` and `task-id` as `task_id`."""
+    return re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_")
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:

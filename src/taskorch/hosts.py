@@ -120,10 +120,9 @@ def words(entry: Mapping[str, Any]) -> list[str]:
 def read(path: Path) -> Any:
     """A host's file as the host understands it, None when it is not there. Raises OSError, ValueError."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        return jsontext.lenient(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
         return None
-    return jsontext.lenient(text) if text.strip(jsontext.BOM + " \t\r\n") else {}
 
 
 def is_this_one(started: list[str]) -> bool:

@@ -102,7 +102,7 @@ def plan(
     try:
         before = _read(path)
         text = (before or b"").decode("utf-8")
-        present = hosts.entry_of(_value(text), host.section)
+        present = hosts.entry_of(jsontext.lenient(text), host.section)  # with comments it may be right already
         made = None if remove else entry(host, present or {}, variables, allowed)
         return Plan(host, path, made, before, _changed(text, host.section, present, made).encode())
     except (OSError, ValueError) as error:
@@ -207,11 +207,6 @@ def _read(path: Path) -> bytes | None:
         return path.read_bytes()
     except FileNotFoundError:
         return None
-
-
-def _value(text: str) -> Any:
-    """Also of a file with comments: nothing is to be changed in it where our entry is right already."""
-    return jsontext.lenient(text) if text.strip(jsontext.BOM + " \t\r\n") else {}
 
 
 def _changed(text: str, section: str, present: Mapping[str, Any] | None, made: Mapping[str, Any] | None) -> str:

@@ -30,7 +30,7 @@ class _Member:
 
 def with_member(text: str, section: str, name: str, value: Any) -> str:
     """`text` with `{section: {name: value}}` in it; an empty text becomes a document. Raises NotPlain."""
-    if not text.strip(BOM + " \t\r\n"):
+    if _is_blank(text):
         return json.dumps({section: {name: value}}, indent=2, ensure_ascii=False) + "\n"
     root = _root(text)
     outer = _only(text, root, section)
@@ -61,12 +61,21 @@ def without_member(text: str, section: str, name: str) -> str:
 
 
 def lenient(text: str) -> Any:
-    """The value of a document that may have comments and trailing commas, as VS Code allows. Raises ValueError."""
+    """The value of a document that may have comments and trailing commas, as VS Code allows; of an empty one `{}`.
+
+    Raises ValueError.
+    """
+    if _is_blank(text):
+        return {}
     plain = _COMMA.sub(_kept, _COMMENT.sub(_kept, text.removeprefix(BOM)))
     try:
         return json.loads(plain)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _is_blank(text: str) -> bool:
+    return not text.strip(BOM + " \t\r\n")
 
 
 def _kept(match: "re.Match[str]") -> str:

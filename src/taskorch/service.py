@@ -10,7 +10,7 @@ import anyio.to_thread
 
 from taskorch import output
 from taskorch.errors import NotFound
-from taskorch.ids import FULL_ID
+from taskorch.ids import FULL_ID, undressed
 from taskorch.queries import Queries
 from taskorch.replies import View
 from taskorch.store import Change, Store
@@ -56,12 +56,13 @@ class Service:
             try:
                 ids.append((await self.queries.resolve(reference)).id)
             except NotFound:
-                if not FULL_ID.fullmatch(reference) or len(references) == 1:
+                task_id = undressed(reference)
+                if not FULL_ID.fullmatch(task_id) or len(references) == 1:
                     raise
-                gone.append(reference)
+                gone.append(task_id)
         if not ids:
             raise NotFound(f"None of them is stored any more: {', '.join(gone[:5])}. Call list_tasks to see ids.")
-        return list(dict.fromkeys(ids)), gone
+        return list(dict.fromkeys(ids)), list(dict.fromkeys(gone))
 
     async def wait_until(
         self, done: Callable[[Sequence[Task]], bool], task_ids: Sequence[str], seconds: float, tell: Tell
