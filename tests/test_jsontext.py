@@ -84,9 +84,9 @@ def test_a_byte_order_mark_stays() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"servers": {} // mine\n}', "not plain JSON"),
-        ('{"servers": {},}', "not plain JSON"),
-        ('{"servers": {}', "not plain JSON"),
+        ('{"servers": {} // mine\n}', "not plain JSON: it has comments or trailing commas"),
+        ('{"servers": {},}', "not plain JSON: it has comments or trailing commas"),
+        ('{"servers": {}', "not plain JSON: Expecting"),
         ("[" * 100_000, "not plain JSON"),
         ("[]", "not an object"),
         ('{"servers": []}', "servers is not an object"),

@@ -231,7 +231,17 @@ async def test_a_plan_says_so_where_no_program_may_run(tmp_path: Path, era: str)
 
 @pytest.mark.parametrize(
     ("when", "seconds"),
-    [("10min", 600), ("in 2 hours", 7200), ("1d", 86_400), ("45s", 45), ("3M", 180), ("5 Minutes", 300)],
+    [
+        ("10min", 600),
+        ("in 2 hours", 7200),
+        ("1d", 86_400),
+        ("45s", 45),
+        ("3M", 180),
+        ("5 Minutes", 300),
+        ("1h30m", 5400),
+        ("In PT30S", 30),
+        ("90 days", 7_776_000),
+    ],
 )
 async def test_a_plain_delay_is_worked_out(when: str, seconds: int, client: Client) -> None:
     text = await get(client, "schedule", what="run the backup", when=when)

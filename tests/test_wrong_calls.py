@@ -218,6 +218,7 @@ TOLD: list[tuple[str, Facts, list[str]]] = [
     ("create_task", soon(run_at="2026-11-25"), ["write 2026-11-25T00:00:00Z"]),
     ("create_task", soon(run_at="tomorrow 9am"), ["'tomorrow 9am'", f"write it like {datetime.now(UTC).year}"]),
     ("create_task", soon(run_at="in 5 minutes"), ["'in 5 minutes'", "give delay_seconds=300"]),
+    ("create_task", soon(run_at="in 12 days 1 hour 5 s"), ["give delay_seconds=1040405"]),
     ("create_task", soon(run_at="+1h"), ["'+1h'", "give delay_seconds=3600"]),
     ("create_task", soon(run_at="PT5M"), ["'PT5M'", "give delay_seconds=300"]),
     ("create_task", soon(run_at="now"), ["'now'", "leave it out to start at once"]),

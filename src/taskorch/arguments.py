@@ -75,7 +75,7 @@ def _as_delay(value: Any) -> str:
     """What to give instead of `run_at` for a time that counts from now."""
     given = _seconds(re.sub(r"^(in|after|\+) ?", "", str(value)))
     if isinstance(given, float | int):
-        return f"; for that time from now give delay_seconds={given:g}"
+        return f"; for that time from now give delay_seconds={given:.15g}"
     return "; leave it out to start at once, and give delay_seconds to count from now"
 
 
@@ -112,11 +112,17 @@ def _number(value: Any) -> Any:
 
 
 def _seconds(value: Any) -> Any:
-    """A number; or a text with its units, like 90s, 5 minutes, 1h30m or PT30S."""
-    text = value.strip() if isinstance(value, str) and len(value) <= 40 else ""
-    found = text and (DURATION.fullmatch(text) or ISO_DURATION.fullmatch(text))
+    """A number; or a text with its units."""
+    given = duration(value) if isinstance(value, str) else None
+    return _number(value) if given is None else given
+
+
+def duration(text: str) -> float | None:
+    """Seconds from a text with its units, like 90s, 5 minutes, 1h30m or PT30S; None for any other."""
+    text = text.strip() if len(text) <= 40 else ""
+    found = DURATION.fullmatch(text) or ISO_DURATION.fullmatch(text)
     given = [(float(part), unit) for part, unit in zip(found.groups(), UNITS, strict=True) if part] if found else []
-    return sum(part * unit for part, unit in given) if given else _number(value)
+    return sum(part * unit for part, unit in given) if given else None
 
 
 def _word(value: Any) -> Any:

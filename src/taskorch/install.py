@@ -184,7 +184,7 @@ def _written(plan: Plan) -> int:
         typer.echo(f"taskorch: {plan.path} could not be written and is left as it is: {error.strerror}.", err=True)
         return FAILED
     typer.echo(f"Wrote {plan.path}." + (f" What it was before is kept in {copy}." if copy else ""))
-    typer.echo(plan.host.after)
+    typer.echo(plan.host.after if plan.entry is not None else f"{plan.host.title} forgets it when it starts anew.")
     return 0
 
 

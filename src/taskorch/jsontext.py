@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,10 +88,18 @@ def _root(text: str) -> int:
     try:
         value = json.loads(text.removeprefix(BOM))
     except (ValueError, RecursionError) as error:
-        raise NotPlain(f"it is not plain JSON: {error}") from None
+        raise NotPlain(f"it is not plain JSON: {_comments(text) or error}") from None
     if not isinstance(value, dict):
         raise NotPlain("it is not an object")
     return text.index("{")
+
+
+def _comments(text: str) -> str:
+    """What keeps a sound document with comments from being changed; nothing of any other."""
+    with suppress(ValueError):
+        lenient(text)
+        return "it has comments or trailing commas"
+    return ""
 
 
 def _only(text: str, start: int, name: str) -> _Member | None:
