@@ -101,12 +101,31 @@ class Machine(RuleBasedStateMachine):
     def add(self, kind: str, priority: Priority, run_at: int | None, expires_at: int | None) -> None:
         times = {"run_at": self.at(run_at), "expires_at": self.at(expires_at)}
         new = NewTask(kind, {"n": 1}, max_attempts=2, timeout_seconds=60.0, priority=priority, **times)
+        self.born(self.run(0, Store.add, new).id, kind, priority, times)
+
+    @precondition(lambda self: len(self.twin.rows) < TASKS)
+    @rule(by=server, kind=st.sampled_from(KINDS), key=st.sampled_from("kl"))
+    def add_once(self, by: int, kind: str, key: str) -> None:
+        new = NewTask(kind, {"n": 1}, max_attempts=2, timeout_seconds=60.0)
+        holder = self.twin.holder(key)
+        is_other = holder is not None and (holder["kind"], holder["payload"]) != (kind, {"n": 1})
+        try:
+            task, there = self.run(by, Store.add_once, new, key)
+        except Conflict:
+            assert is_other
+            return
+        assert not is_other and (task.id if there else None) == (holder["id"] if holder else None)
+        if not there:
+            self.born(task.id, kind, Priority.MEDIUM, {"run_at": None, "expires_at": None})
+            self.twin.keys[key] = task.id
+
+    def born(self, task_id: str, kind: str, priority: Priority, times: Row) -> None:
         row: Row = dict.fromkeys(Task.__dataclass_fields__) | {"starts": [], "events": [], "attempt": 0}
         row |= {"kind": kind, "payload": {"n": 1}, "priority": priority, "rank": int(priority), "interruptions": 0}
         row |= {"max_attempts": 2, "timeout_seconds": 60.0, "on_server_exit": "survive", "labels": (), "paused": False}
         row |= {"created_at": self.twin.now, "delete_requested": False, "version": 0} | times
         row["seq"] = 1 + max((row["seq"] for row in self.twin.rows.values()), default=0)
-        row["id"] = self.run(0, Store.add, new).id
+        row["id"] = task_id
         self.twin.move(row, "waiting")
         self.twin.rows[row["id"]] = row
         self.ids.append(row["id"])
@@ -275,14 +294,8 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: any(row["finished_at"] is not None for row in self.twin.rows.values()))
     @rule(keep=st.sampled_from([HOUR, DAY]), keep_failed=st.sampled_from([HOUR, 3 * DAY]))
     def purge(self, keep: int, keep_failed: int) -> None:
-        def is_old(row: Row) -> bool:
-            kept = keep_failed if row["status"] == "failed" else keep
-            return row["finished_at"] is not None and row["finished_at"] < self.twin.now - 1000 * kept
-
-        old = [row for row in self.twin.rows.values() if is_old(row)]
-        assert self.run(0, Store.purge, 1000 * keep, 1000 * keep_failed) == len(old)
-        for row in old:
-            self.twin.forget(row)
+        ages = 1000 * keep, 1000 * keep_failed
+        assert self.run(0, Store.purge, *ages) == self.twin.purge(*ages)
 
     # What must hold after each step.
 
@@ -297,6 +310,10 @@ class Machine(RuleBasedStateMachine):
         for row in rows.values():
             tally[row["status"], row["priority"]] = tally.get((row["status"], row["priority"]), 0) + 1
         assert counts == tally
+
+    @invariant()
+    def what_is_gone_is_remembered(self) -> None:
+        assert dict(self.world.read(lambda db: db.execute("SELECT id, at FROM removed").fetchall())) == self.twin.gone
 
     @invariant()
     def what_is_completed_stays_so(self) -> None:

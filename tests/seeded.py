@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from taskorch import bulk, claims, ends, rows, rules, store
+from taskorch import bulk, claims, dedupe, ends, removed, rows, rules, store
 from taskorch.database import Transaction
 from taskorch.rows import BY_ID, COLUMNS, from_row
 from taskorch.task import Status, Task
@@ -83,6 +83,19 @@ def _counts_forgotten(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "changed", changed)
 
 
+def _other_work_under_a_key(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(dedupe, "_refuse_other", lambda *_: None)
+
+
+def _forgotten_without_a_note(patch: pytest.MonkeyPatch) -> None:
+    def note(tx: Transaction, task: Task, by: str, now: int) -> None:
+        if task.status is not Status.WAITING:
+            original(tx, task, by, now)
+
+    original = removed.note
+    patch.setattr(removed, "note", note)
+
+
 BUGS: dict[str, Plant] = {
     "fence without the attempt": _fence(lambda now, task: now.owner == task.owner),
     "fence without the owner": _fence(lambda now, task: now.attempt == task.attempt),
@@ -93,4 +106,6 @@ BUGS: dict[str, Plant] = {
     "an attempt's number is given back": _number_given_back,
     "only the first attempt of a batch is ended": _half_a_batch,
     "ends are not counted": _counts_forgotten,
+    "other work under a key is taken for the same": _other_work_under_a_key,
+    "a removal is not remembered": _forgotten_without_a_note,
 }

@@ -18,6 +18,8 @@ class Twin:
     def __init__(self, clock: Clock) -> None:
         self.rows: dict[str, Row] = {}
         self.completed: dict[str, Row] = {}  # as they were when they were completed
+        self.keys: dict[str, str] = {}  # the task that was created with a key
+        self.gone: dict[str, int] = {}  # when tasks were removed
         self._clock = clock
         self._looked = [1 << 62] * SERVERS  # when each server last looked for due tasks; at first it cannot know
 
@@ -31,6 +33,12 @@ class Twin:
 
     def expired(self, row: Row) -> bool:
         return row["status"] == "waiting" and row["expires_at"] is not None and row["expires_at"] <= self.now
+
+    def holder(self, key: str) -> Row | None:
+        """The task that a repeated call with that key must find: until an hour after its end."""
+        row = self.rows.get(self.keys.get(key, ""))
+        has_ended = row is not None and row["finished_at"] is not None and self.now - row["finished_at"] >= 3_600_000
+        return None if has_ended else row
 
     def held(self, task: Task) -> Row | None:
         row = self.rows.get(task.id, {"status": "deleted"})
@@ -139,7 +147,20 @@ class Twin:
 
     def forget(self, row: Row) -> None:
         del self.rows[row["id"]]
+        self.gone[row["id"]] = self.now
         self.completed.pop(row["id"], None)
+
+    def purge(self, keep: int, keep_failed: int) -> int:
+        """How many were too old. What was retried may have failed in a life before, and is kept as such."""
+        old: list[Row] = []
+        for row in self.rows.values():
+            kept = max(keep, keep_failed) if "retried" in row["events"] else keep
+            kept = keep_failed if row["status"] == "failed" else kept
+            old += [row] if row["finished_at"] is not None and row["finished_at"] < self.now - kept else []
+        for row in old:
+            self.forget(row)
+        self.gone = {task_id: at for task_id, at in self.gone.items() if at >= self.now - 30 * 86_400_000}
+        return len(old)
 
     def edit_is_refused(self, row: Row, changes: Row, version: int | None) -> bool:
         """Whether its status, its version, or what it has come to forbids it."""

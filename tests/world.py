@@ -39,6 +39,7 @@ class World:
         self.clock.now = Clock().now
         self.run(self._databases[0].write, lambda tx: tx.execute("DELETE FROM tasks"))
         self.run(self._databases[0].write, lambda tx: tx.execute("UPDATE counts SET tasks = 0"))
+        self.run(self._databases[0].write, lambda tx: tx.execute("DELETE FROM removed"))
         self.stores = [Store(database, self.clock) for database in self._databases]
 
 
