@@ -170,12 +170,12 @@ async def test_who_asks_for_a_removed_task_is_told_what_became_of_it(
     gone, other = await ended(store, FINAL, "gone"), await ended(store, Completed(1), "other")
     clock.advance(31 * DAY_SECONDS)
     when = datetime.fromtimestamp(clock() / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    await store.delete(other.id, False, "alice")
+    await store.delete(other.id, False, "retention")
     assert await store.purge(*KEEP) == 1
     for reference, said in (
         (gone.id, f"It was removed at {when}: its retention ended."),
         ("gone", f"It was removed at {when} ({gone.id}): its retention ended."),
-        (other.id, f"It was removed at {when}: deleted by alice."),
+        (other.id, f"It was removed at {when}: deleted by retention."),
     ):
         with pytest.raises(NotFound) as told:
             await queries.resolve(reference)

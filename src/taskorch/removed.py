@@ -1,17 +1,17 @@
 """What became of tasks that are no longer stored: when they were removed and by whom, for a while."""
 
 import sqlite3
-from datetime import UTC, datetime
 
 from taskorch.database import Transaction
 from taskorch.task import Task
 
-RETENTION = "retention"
+RETENTION = ""  # who removed it, where no client did: a client's name is never empty
 KEPT_MS = 30 * 86_400_000
 MOST = 10_000  # notes kept
 
 NOTE = "INSERT OR REPLACE INTO removed(id, name, at, by) VALUES (?, ?, ?, ?)"
-FIND = "SELECT id, at, by FROM removed WHERE id = ?1 OR name = ?1 ORDER BY at DESC LIMIT 1"
+FIND = """SELECT id, strftime('%Y-%m-%dT%H:%M:%SZ', at / 1000, 'unixepoch'), by
+  FROM removed WHERE id = ?1 OR name = ?1 ORDER BY at DESC LIMIT 1"""
 PRUNE = """DELETE FROM removed WHERE at < ? OR at <
   (SELECT coalesce(min(at), 0) FROM (SELECT at FROM removed ORDER BY at DESC LIMIT ?))"""
 
@@ -26,8 +26,7 @@ def told(db: sqlite3.Connection, reference: str) -> str:
     row = db.execute(FIND, (reference,)).fetchone()
     if row is None:
         return ""
-    task_id, at, by = row
-    when = datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    task_id, when, by = row
     which = f" ({task_id})" if task_id != reference else ""
     how = "its retention ended" if by == RETENTION else f"deleted by {by}"
     return f" It was removed at {when}{which}: {how}."

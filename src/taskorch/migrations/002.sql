@@ -3,6 +3,6 @@ CREATE TABLE removed(
   id   TEXT PRIMARY KEY,
   name TEXT,
   at   INTEGER NOT NULL,
-  by   TEXT NOT NULL                -- a client's name, or retention
+  by   TEXT NOT NULL                -- a client's name, empty: its retention ended
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX removed_at ON removed(at);
