@@ -67,6 +67,7 @@ DONE = Completed({"n": 1})
 nth = st.integers(0, 12)  # of the newest, the oldest of few being as likely as the newest of many
 server = st.integers(0, SERVERS - 1)
 seconds = st.none() | st.sampled_from([-HOUR, -1, 0, 1, 30, HOUR, 2 * DAY])
+key = st.sampled_from([None, None, "k", "l"])
 changes = st.fixed_dictionaries(
     {},
     optional={
@@ -97,26 +98,25 @@ class Machine(RuleBasedStateMachine):
     # Clients.
 
     @precondition(lambda self: len(self.twin.rows) < TASKS)
-    @rule(kind=st.sampled_from(KINDS), priority=st.sampled_from(Priority), run_at=seconds, expires_at=seconds)
-    def add(self, kind: str, priority: Priority, run_at: int | None, expires_at: int | None) -> None:
+    @rule(kind=st.sampled_from(KINDS), priority=st.sampled_from(Priority), run_at=seconds, expires_at=seconds, key=key)
+    def add(
+        self, kind: str, priority: Priority, run_at: int | None, expires_at: int | None, key: str | None = None
+    ) -> None:
         times = {"run_at": self.at(run_at), "expires_at": self.at(expires_at)}
         new = NewTask(kind, {"n": 1}, max_attempts=2, timeout_seconds=60.0, priority=priority, **times)
-        self.born(self.run(0, Store.add, new).id, kind, priority, times)
-
-    @precondition(lambda self: len(self.twin.rows) < TASKS)
-    @rule(by=server, kind=st.sampled_from(KINDS), key=st.sampled_from("kl"))
-    def add_once(self, by: int, kind: str, key: str) -> None:
-        new = NewTask(kind, {"n": 1}, max_attempts=2, timeout_seconds=60.0)
+        if key is None:
+            self.born(self.run(0, Store.add, new).id, kind, priority, times)
+            return
         holder = self.twin.holder(key)
         is_other = holder is not None and (holder["kind"], holder["payload"]) != (kind, {"n": 1})
         try:
-            task, there = self.run(by, Store.add_once, new, key)
+            task, there = self.run(0, Store.add_once, new, key)
         except Conflict:
             assert is_other
             return
         assert not is_other and (task.id if there else None) == (holder["id"] if holder else None)
         if not there:
-            self.born(task.id, kind, Priority.MEDIUM, {"run_at": None, "expires_at": None})
+            self.born(task.id, kind, priority, times)
             self.twin.keys[key] = task.id
 
     def born(self, task_id: str, kind: str, priority: Priority, times: Row) -> None:

@@ -161,10 +161,10 @@ async def test_many_are_read_in_the_order_asked_for_without_those_that_are_gone(
 async def test_completion_offers_ids_and_names_newest_first(store: Store, queries: Queries) -> None:
     for name in ("deploy a", "build", "deploy b"):
         await store.add(new(name))
-    assert await queries.suggest("dep") == ["deploy b", "deploy a"]
+    assert await queries.suggest("dep", 9) == ["deploy b", "deploy a"]
     assert await queries.suggest("dep", 1) == ["deploy b"]
-    assert len([word for word in await queries.suggest("t") if len(word) == 17]) == 3
-    assert await queries.suggest("%") == []
+    assert len([word for word in await queries.suggest("t", 9) if len(word) == 17]) == 3
+    assert await queries.suggest("%", 9) == []
 
 
 # Pages

@@ -17,6 +17,7 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import ResourcesListChanged, ResourceUpdated
 
+from taskorch import resources
 from taskorch.app import App, running
 from taskorch.errors import StoreError
 from taskorch.resources import COALESCE_SECONDS, LIST, Resources
@@ -344,6 +345,17 @@ async def test_many_new_tasks_are_one_notice_of_the_list(follower: Follower) -> 
     await create(follower.client, **LATER)
     await follower.inbox.expect(STATS, LIST)
     assert follower.inbox.counts[LIST] <= 4
+
+
+async def test_whoever_begins_to_listen_takes_no_notice_away_from_others(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "COALESCE_SECONDS", 0.5)  # there is time to begin before the notice goes out
+    async with following(app.server, "auto") as follower:
+        await follower.subscribe(LIST)
+        await create(follower.client, **LATER)
+        async with follower.client.listen(resources_list_changed=True):
+            await follower.inbox.expect(LIST)
 
 
 async def test_a_task_of_another_server_is_told_in_the_list(follower: Follower, tmp_path: Path, era: str) -> None:

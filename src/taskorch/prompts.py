@@ -40,7 +40,7 @@ class Prompt:
 
 async def suggest_tasks(service: Service, start: str) -> list[str]:
     """Ids and names, those of failed tasks first. A name that shows otherwise than it is written is left out."""
-    words = await service.queries.suggest(start, SUGGESTED + 1, failed_first=True)
+    words = await service.queries.suggest(start, SUGGESTED + 1)
     return [word for word in words if visible(word) == word]
 
 

@@ -25,8 +25,8 @@ WALK = 500  # rows that one step of the walk for old tasks reads
 BY_NAME = f"{SELECT} WHERE name = ? ORDER BY finished_at IS NOT NULL, seq DESC LIMIT {CANDIDATES + 1}"
 BY_PREFIX = f"{SELECT} WHERE id >= ? AND id < ? ORDER BY id LIMIT {CANDIDATES + 1}"
 NEWEST_NAMES = "SELECT id, name FROM tasks ORDER BY seq DESC LIMIT 500"
-FAILED_NAMES = f"""SELECT id, name FROM (SELECT * FROM tasks ORDER BY seq DESC LIMIT {EXACT_COUNTS})
-  WHERE status = 'failed' ORDER BY seq DESC LIMIT 500"""
+FAILED_NAMES = f"""SELECT id, name FROM tasks WHERE seq > (SELECT max(seq) FROM tasks) - {EXACT_COUNTS}
+  AND status = 'failed' ORDER BY seq DESC LIMIT 500"""
 # What a text filter looks into: the words of labels and error, not the JSON around them.
 TEXT = """coalesce(name, '') || ' ' ||
   iif(labels IS NULL, '', (SELECT group_concat(value, ' ') FROM json_each(labels))) || ' ' ||
@@ -39,8 +39,9 @@ EVENTS = """SELECT at, event, by, iif(event = 'retried', NULL, detail) AS detail
   FROM events WHERE task = ? ORDER BY id DESC LIMIT ?"""
 RUNNABLE = "SELECT DISTINCT value FROM servers, json_each(servers.kinds)"
 SERVERS = "SELECT id, uuid, pid, started_at, version FROM servers ORDER BY id"
+# The columns are named within, too: of `*` SQLite copies all, which takes three times as long.
 RECENT_ENDS = f"""SELECT status, started_at, finished_at FROM
-  (SELECT * FROM tasks ORDER BY seq DESC LIMIT {EXACT_COUNTS}) WHERE finished_at >= ?"""
+  (SELECT status, started_at, finished_at FROM tasks ORDER BY seq DESC LIMIT {EXACT_COUNTS}) WHERE finished_at >= ?"""
 ENDED = f"""{SELECT} WHERE seq > (SELECT max(seq) FROM tasks) - {EXACT_COUNTS}
   AND finished_at >= ? AND (status = 'failed') = ? ORDER BY finished_at DESC LIMIT ?"""
 OLDEST_READY = "SELECT min(created_at) FROM tasks WHERE ready = 1"
@@ -150,12 +151,11 @@ class Queries:
 
         return await self._database.read(ended)
 
-    async def suggest(self, start: str, limit: int = 100, *, failed_first: bool = False) -> list[str]:
-        """Ids and names that begin with `start`, each once, newest first, for completion."""
+    async def suggest(self, start: str, limit: int) -> list[str]:
+        """Ids and names that begin with `start`, each once, those of failed tasks first, then newest first."""
 
         def suggest(db: sqlite3.Connection) -> list[str]:
-            rows = db.execute(FAILED_NAMES).fetchall() if failed_first else []
-            rows += db.execute(NEWEST_NAMES).fetchall()
+            rows = db.execute(FAILED_NAMES).fetchall() + db.execute(NEWEST_NAMES).fetchall()
             words = (word for row in rows for word in row if word and word.startswith(start))
             return list(dict.fromkeys(words))[:limit]
 

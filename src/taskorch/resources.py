@@ -119,7 +119,8 @@ class Resources:
         wanted = [str(uri) for uri in params.notifications.resource_subscriptions or ()]
         if params.notifications.resources_list_changed:
             wanted.append(LIST)
-            self._listed = [task.id for task in await self._newest()]
+            if LIST not in self._wanted():  # else a change that is about to be told would be taken for known
+                self._listed = [task.id for task in await self._newest()]
         self._listeners.update(wanted)
         try:
             await self._remember(wanted)
