@@ -10,7 +10,7 @@ LINES = 200  # of a traceback, the last ones
 BELOW = "  | "  # begins each line of a traceback: a record begins with its time
 TALKATIVE = ("aiosqlite", "mcp")  # at DEBUG they tell whole tasks and messages, secrets included
 # Whatever ends a line, moves a terminal's cursor, or turns the direction of writing.
-UNSAFE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+UNSAFE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class Plain(logging.Formatter):
