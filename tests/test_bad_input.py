@@ -213,7 +213,7 @@ BAD: list[tuple[str, Facts, list[str]]] = [
     ("create_task", {}, ["payload.argv is required"]),
     ("create_task", {"payload": "ls -l"}, ["'ls -l' is one string", 'payload={"argv": ["ls", "-l"]}']),
     ("create_task", {"payload": ["ls", 1]}, ["payload ['ls', 1]", "must be an object"]),
-    ("create_task", {"payload": '{"argv": ["ls"]'}, ["payload '{", "must be an object"]),
+    ("create_task", {"payload": '{"argv": ["ls"]'}, ["payload must be an object", "no JSON: Expecting ',' delimiter"]),
     ("create_task", {"payload": "[5]"}, ["payload '[5]'", "must be an object"]),
     ("create_task", argv(), ["payload.argv []", "1 or more items"]),
     ("create_task", argv(""), ["payload.argv[0] is empty", "must name a program"]),

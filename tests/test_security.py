@@ -517,6 +517,12 @@ async def test_a_value_of_the_wrong_type_is_refused_without_being_shown(client: 
         assert "payload.env" in text and CANARY not in text
 
 
+async def test_a_payload_that_is_no_json_is_refused_without_being_shown(client: Client) -> None:
+    payload = f'{{"argv": ["true"], "env": {{"SECRET": "{CANARY}"}}'
+    text = refusal(await raw_call(client, "create_task", {"payload": payload}))
+    assert "no JSON: Expecting" in text and CANARY not in text
+
+
 async def test_what_stands_for_a_hidden_value_is_no_value(client: Client) -> None:
     payload = {"argv": ["true"], "env": {"SECRET": "(hidden)"}}
     text = refusal(await raw_call(client, "create_task", {"payload": payload}))

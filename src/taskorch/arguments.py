@@ -3,6 +3,7 @@
 Everything is checked before anything is stored; numbers out of range are refused, never clamped.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -93,6 +94,16 @@ def _name(value: str) -> str:
     return value
 
 
+def _object(value: Any) -> Any:
+    """Of a text that was to be an object only what is wrong with it is told: it may hold secrets."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"must be an object; the text that was given is no JSON: {error}") from None
+    return value
+
+
 def _payload(value: dict[str, Any]) -> dict[str, Any]:
     try:
         size = len(dumps(value).encode("utf-8", "surrogatepass"))
@@ -148,7 +159,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line)
 Key = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line)]
 PriorityName = Annotated[Literal["low", "medium", "high"], BeforeValidator(_word)]
 StatusName = Annotated[Literal["waiting", "working", "completed", "failed", "cancelled"], BeforeValidator(_one_status)]
-Payload = Annotated[dict[str, Any], AfterValidator(_payload)]
+Payload = Annotated[dict[str, Any], BeforeValidator(_object), AfterValidator(_payload)]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_line)]
 Labels = Annotated[list[Label], Field(max_length=32), AfterValidator(_labels)]
 Attempts = Annotated[int, Field(ge=1, le=100), BeforeValidator(_number)]

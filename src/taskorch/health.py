@@ -39,7 +39,7 @@ async def stats_reply(service: Service) -> Reply:
         "status_distribution": stats.by_status,
         "priority_distribution": stats.by_priority,
         "performance": _performance(stats, now),
-        "hours": _hours(stats, now),
+        "hours": _hours(stats),
         "queue": _queue(stats, now),
         "workers": {
             "slots": service.slots,
@@ -92,7 +92,7 @@ def _performance(stats: Stats, now: int) -> Facts:
     return facts
 
 
-def _hours(stats: Stats, now: int) -> list[Facts]:
+def _hours(stats: Stats) -> list[Facts]:
     """How many ended in each of the last 24 hours, oldest first; hours in which nothing ended are left out."""
     found: Counter[tuple[int, str]] = Counter((end // HOUR_MS, status) for status, _, end in stats.ends)
     names = ("completed", "failed", "cancelled")
