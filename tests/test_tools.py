@@ -126,7 +126,7 @@ async def test_create_keeps_every_argument(client: Client, tmp_path: Path) -> No
         "dedupe_key": "k",
         "wait_seconds": 0,
     }
-    assert given.keys() | {"delay_seconds"} == tools.TOOLS["create_task"].arguments.model_fields.keys()
+    assert given.keys() | {"delay_seconds", "dedupe_key"} == tools.TOOLS["create_task"].arguments.model_fields.keys()
 
     task = await create(client, **given)
     reply = await full(client, task["id"])
