@@ -161,3 +161,20 @@ async def test_since_2026_an_answer_counts_for_what_was_asked_and_for_nothing_el
 
         done = await round_of(client, task, input_responses=yes, request_state=asked.request_state)
         assert answer(done).facts == {"id": task["id"], "deleted": True}
+
+
+async def test_a_yes_to_one_attempt_does_not_delete_the_next(app: App) -> None:
+    store = app.service.store
+
+    async def slow_yes(context: Any, params: mt.ElicitRequestParams) -> mt.ElicitResult:
+        await store.cancel(task["id"], "", "somebody")
+        await stored(app, task["id"], lambda task: task.ended)
+        await store.retry(task["id"], None, "somebody")
+        await stored(app, task["id"], lambda task: task.status == "working")
+        return accepted(confirm=True)
+
+    async with connected(app.server, "legacy", elicitation_callback=slow_yes) as client:
+        task, _ = await working(client)
+        text = await refused(client, "delete_task", task_id=task["id"])
+        assert "started again while the user was asked" in text and "Call delete_task again" in text
+        assert (await app.service.queries.get(task["id"])).status == "working"

@@ -45,7 +45,7 @@ STORE = {
 }
 MCP = {
     *("wording", "replies", "waits", "history", "health", "service"),
-    *("arguments", "aliases", "advice", "actions", "batch", "tools", "confirmation"),
+    *("arguments", "moments", "aliases", "advice", "actions", "batch", "tools", "confirmation"),
     *("server", "resources", "prompts", "briefs", "answered"),
     *("tasks_extension", "protocol_tasks"),
 }

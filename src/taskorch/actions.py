@@ -9,7 +9,7 @@ import anyio.to_thread
 
 from taskorch import arguments as args
 from taskorch import output
-from taskorch.errors import InvalidInput, did_you_mean, shown
+from taskorch.errors import Conflict, InvalidInput, did_you_mean, shown
 from taskorch.health import stats_reply
 from taskorch.history import full_reply
 from taskorch.queries import Filters
@@ -111,6 +111,8 @@ async def delete_task(service: Service, call: Call, a: args.DeleteTask) -> Reply
         if answer is False:
             return Reply(f"Not deleted: the user said no. {task.label} goes on.", {"id": task.id, "deleted": False})
         confirm = bool(answer)
+        if (now := await service.queries.get(task.id)).attempt != task.attempt:
+            raise Conflict(f"{now.label} has been started again while the user was asked. Call delete_task again.")
     left = await service.store.delete(task.id, confirm, call.by)
     if left is not None:
         await service.wait_until(lambda tasks: not tasks, [task.id], DELETE_SECONDS, call.tell)

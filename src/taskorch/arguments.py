@@ -6,7 +6,6 @@ Everything is checked before anything is stored; numbers out of range are refuse
 import json
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import (
@@ -16,13 +15,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     WithJsonSchema,
 )
 from pydantic.json_schema import GenerateJsonSchema
 
 from taskorch.errors import InvalidInput, cut, readable, shown
 from taskorch.ids import FULL_ID
+from taskorch.moments import moment, number, seconds
 from taskorch.rows import dumps
 from taskorch.wording import iso
 
@@ -34,50 +33,7 @@ OUTPUT_BYTES = 2_048
 UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # would break the line that a name stands in
 
-ZULU = re.compile(" ?(UTC|GMT|z)$")
-EPOCH = re.compile(r"[0-9]{10}(?:\.[0-9]+)?|[0-9]{13}")
-NUMBER = "([0-9]+(?:[.][0-9]+)?)"
-DURATION = re.compile(
-    f"(?:{NUMBER} ?(?:d|days?))? ?(?:{NUMBER} ?(?:h|hrs?|hours?))? ?(?:{NUMBER} ?(?:m|mins?|minutes?))? ?"
-    f"(?:{NUMBER} ?(?:s|secs?|seconds?))? ?(?:{NUMBER} ?(?:ms|milliseconds?))?"
-)
-ISO_DURATION = re.compile(f"P(?:{NUMBER}D)?(?:T(?:{NUMBER}H)?(?:{NUMBER}M)?(?:{NUMBER}S)?)?()")
-UNITS = (86_400, 3_600, 60, 1, 0.001)
-
 Model = TypeVar("Model", bound="Arguments")
-
-
-def _time(value: Any, info: ValidationInfo) -> int:
-    """Milliseconds since the epoch from ISO 8601 with a zone."""
-    try:
-        parsed = datetime.fromisoformat(ZULU.sub("Z", str(value)))
-    except ValueError:
-        raise ValueError(f"{shown(value)} is not a time; {_as_time(value, info.field_name)}") from None
-    if parsed.tzinfo is None:
-        raise ValueError(
-            f"{shown(value)} has no time zone; write {parsed.isoformat()}Z or an offset like +01:00 in the place of Z"
-        )
-    if not 1970 <= parsed.year < 9999:
-        raise ValueError(f"{shown(value)} is out of range; use a year from 1970 to 9998")
-    return round(parsed.astimezone(UTC).timestamp() * 1000)
-
-
-def _as_time(value: Any, field: str | None) -> str:
-    """How to write what was written otherwise: epoch times as such, all else like the present."""
-    number = float(value) if EPOCH.fullmatch(str(value)) else 0
-    if number:
-        seconds = number / 1000 if number >= 1e11 else number
-        return f"write it like {iso(round(seconds * 1000))}, which that is as a Unix time"
-    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return f"write it like {now}, which is now{_as_delay(value) if field == 'run_at' else ''}"
-
-
-def _as_delay(value: Any) -> str:
-    """What to give instead of `run_at` for a time that counts from now."""
-    given = _seconds(re.sub(r"^(in|after|\+) ?", "", str(value)))
-    if isinstance(given, float | int):
-        return f"; for that time from now give delay_seconds={given:.15g}"
-    return "; leave it out to start at once, and give delay_seconds to count from now"
 
 
 def _line(value: str) -> str:
@@ -116,26 +72,6 @@ def _payload(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"{shown(value)} is not allowed; it must be a number")
-    return value
-
-
-def _seconds(value: Any) -> Any:
-    """A number; or a text with its units."""
-    given = duration(value) if isinstance(value, str) else None
-    return _number(value) if given is None else given
-
-
-def duration(text: str) -> float | None:
-    """Seconds from a text with its units, like 90s, 5 minutes, 1h30m or PT30S; None for any other."""
-    text = text.strip() if len(text) <= 40 else ""
-    found = DURATION.fullmatch(text) or ISO_DURATION.fullmatch(text)
-    given = [(float(part), unit) for part, unit in zip(found.groups(), UNITS, strict=True) if part] if found else []
-    return sum(part * unit for part, unit in given) if given else None
-
-
 def _word(value: Any) -> Any:
     return value.strip().lower() if isinstance(value, str) else value
 
@@ -153,7 +89,7 @@ def _labels(value: list[str]) -> list[str]:
     return list(dict.fromkeys(value))
 
 
-Time = Annotated[int, BeforeValidator(_time), WithJsonSchema({"type": "string", "format": "date-time"})]
+Time = Annotated[int, BeforeValidator(moment), WithJsonSchema({"type": "string", "format": "date-time"})]
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line), AfterValidator(_name)]
 Key = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line)]
@@ -162,12 +98,12 @@ StatusName = Annotated[Literal["waiting", "working", "completed", "failed", "can
 Payload = Annotated[dict[str, Any], BeforeValidator(_object), AfterValidator(_payload)]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_line)]
 Labels = Annotated[list[Label], Field(max_length=32), AfterValidator(_labels)]
-Attempts = Annotated[int, Field(ge=1, le=100), BeforeValidator(_number)]
-Version = Annotated[int, Field(ge=1, le=2**53), BeforeValidator(_number)]
-Offset = Annotated[int, Field(ge=0, le=2**53), BeforeValidator(_number)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_seconds)]
-Timeout = Annotated[float, Field(gt=0, le=DAY_SECONDS, allow_inf_nan=False), BeforeValidator(_seconds)]
-Delay = Annotated[float, Field(ge=0, le=DAYS * DAY_SECONDS, allow_inf_nan=False), BeforeValidator(_seconds)]
+Attempts = Annotated[int, Field(ge=1, le=100), BeforeValidator(number)]
+Version = Annotated[int, Field(ge=1, le=2**53), BeforeValidator(number)]
+Offset = Annotated[int, Field(ge=0, le=2**53), BeforeValidator(number)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(seconds)]
+Timeout = Annotated[float, Field(gt=0, le=DAY_SECONDS, allow_inf_nan=False), BeforeValidator(seconds)]
+Delay = Annotated[float, Field(ge=0, le=DAYS * DAY_SECONDS, allow_inf_nan=False), BeforeValidator(seconds)]
 
 
 class Arguments(BaseModel):
@@ -212,7 +148,7 @@ class ListTasks(Arguments):
     ] = None
     created_after: Time | None = None
     created_before: Time | None = None
-    limit: Annotated[int, Field(ge=1, le=100), BeforeValidator(_number)] = 20
+    limit: Annotated[int, Field(ge=1, le=100), BeforeValidator(number)] = 20
     cursor: Annotated[str | None, Field(description="next_cursor of the page before")] = None
 
 
@@ -260,7 +196,7 @@ class WaitForTasks(Arguments):
 class GetTaskOutput(Arguments):
     task_id: Id
     attempt: Annotated[Version | None, Field(description="default: the latest")] = None
-    tail_bytes: Annotated[int, Field(ge=1, le=OUTPUT_BYTES), BeforeValidator(_number)] = OUTPUT_BYTES
+    tail_bytes: Annotated[int, Field(ge=1, le=OUTPUT_BYTES), BeforeValidator(number)] = OUTPUT_BYTES
     offset: Annotated[Offset | None, Field(description="read on from this byte")] = None
     grep: Annotated[
         Annotated[str, Field(min_length=1, max_length=200)] | None, Field(description="only lines with this text")

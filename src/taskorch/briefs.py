@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 import anyio.to_thread
 
 from taskorch import output
-from taskorch.arguments import DAY_SECONDS, DAYS, duration
+from taskorch.arguments import DAY_SECONDS, DAYS
 from taskorch.errors import InvalidInput, shown
+from taskorch.moments import duration
 from taskorch.queries import WINDOW_MS, Filters, History
 from taskorch.replies import CONCISE_BYTES, View, headline, next_call, task_facts
 from taskorch.service import Service
