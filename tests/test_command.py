@@ -1045,20 +1045,21 @@ def test_leftovers_are_those_of_one_attempt_only(tmp_path: Path) -> None:
 async def test_a_command_tells_its_progress_by_what_it_writes_also_when_its_server_has_gone(
     pool: Commands, tmp_path: Path
 ) -> None:
-    go = tmp_path / "go"
-    os.mkfifo(go)
-    script = "echo '::progress 1/3 first'; read -r _ < \"$1\"; echo '::progress 2/3 second'; read -r _ < \"$1\""
+    on, off = tmp_path / "on", tmp_path / "off"  # two: a reader may open one that its last writer has not closed yet
+    for fifo in (on, off):
+        os.mkfifo(fifo)
+    script = "echo '::progress 1/3 first'; read -r _ < \"$1\"; echo '::progress 2/3 second'; read -r _ < \"$2\""
 
     async def told(progress: Progress) -> None:
         await pool.seen(task, lambda now: now.progress == progress)
 
-    task = await pool.command("sh", "-c", script, "sh", str(go))
+    task = await pool.command("sh", "-c", script, "sh", str(on), str(off))
     async with pool.serving():
         await told(Progress(1, 3, "first"))
     async with pool.serving():
-        await anyio.to_thread.run_sync(go.write_text, "go\n")
+        await anyio.to_thread.run_sync(on.write_text, "go\n")
         await told(Progress(2, 3, "second"))
-        await anyio.to_thread.run_sync(go.write_text, "go\n")
+        await anyio.to_thread.run_sync(off.write_text, "go\n")
         assert (await pool.ended(task)).status is Status.COMPLETED
 
 

@@ -98,14 +98,15 @@ class Store:
 
         It looks four times a second, and when `woken` returns.
         """
-        seen = await self._database.foreign_version()
+        seen: int | None = None
         while True:
+            with suppress(StoreError):  # whoever reads or writes says so; here it must not end the server
+                version = await self._database.foreign_version()
+                if seen is not None and version != seen:
+                    self._tell(())
+                seen = version
             with anyio.move_on_after(FOLLOW_SECONDS):
                 await woken()
-            with suppress(StoreError):  # whoever reads or writes says so; here it must not end the server
-                if (version := await self._database.foreign_version()) != seen:
-                    seen = version
-                    self._tell(())
 
     async def probe(self) -> None:
         """Make an empty transaction, to see that one can be made. Raises StoreError."""
