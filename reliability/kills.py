@@ -215,7 +215,7 @@ class Run:
         elif os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM:
             self.counts["orderly exits"] += 1  # it had not begun to listen
         else:
-            self.problems.append(f"pid {server.pid} {mutants.BY_ITSELF} (status {status}): see {self.folder}/stderr")
+            self.problems.append(f"pid {server.pid} ended by itself (status {status}): see {self.folder}/stderr")
 
     def _resume(self, server: Server) -> None:
         server.resumes_at = None

@@ -3,9 +3,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clients import ERAS, connected, settings
 from fakes import Clock
+from mcp import Client
 from servers import Place
 
+from taskorch.app import App, running
 from taskorch.database import Database, open_database
 from taskorch.queries import Queries
 from taskorch.store import Store
@@ -52,3 +55,22 @@ def place(tmp_path: Path) -> Iterator[Place]:
     place = Place(tmp_path)
     yield place
     place.close()
+
+
+@pytest.fixture(params=ERAS)
+def era(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+async def app(tmp_path: Path) -> AsyncIterator[App]:
+    """A running server in this process."""
+    async with running(settings(tmp_path)) as app:
+        yield app
+
+
+@pytest.fixture
+async def client(app: App, era: str) -> AsyncIterator[Client]:
+    """One in memory, of each protocol era."""
+    async with connected(app.server, era) as client:
+        yield client

@@ -24,7 +24,7 @@ from twin import SERVERS, Row, Twin
 from world import KINDS, World, everything
 
 from taskorch.errors import Conflict, NotFound
-from taskorch.store import Store
+from taskorch.store import Store, Wish
 from taskorch.task import (
     Cancelled,
     Completed,
@@ -110,7 +110,7 @@ class Machine(RuleBasedStateMachine):
         holder = self.twin.holder(key)
         is_other = holder is not None and (holder["kind"], holder["payload"]) != (kind, {"n": 1})
         try:
-            task, there = self.run(0, Store.add_once, new, key)
+            ((task, there),) = self.run(0, Store.add_all, [Wish(new, key)])
         except Conflict:
             assert is_other
             return

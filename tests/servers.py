@@ -261,7 +261,7 @@ def wait_for(condition: Callable[[], object], seconds: float = SECONDS) -> objec
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
+        time.sleep(0.01)  # other processes set no events
     return found
 
 

@@ -1,16 +1,12 @@
 """What models write instead of the contract's arguments is understood where it can mean one thing only."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
-from clients import ERAS, Facts, call, connected, settings
+from clients import Facts, call
 from hypothesis import given
 from hypothesis import strategies as st
 from mcp import Client
 
 from taskorch.aliases import understood
-from taskorch.app import running
 from taskorch.errors import InvalidInput
 from taskorch.tools import TOOLS
 
@@ -93,12 +89,6 @@ def test_whatever_is_written_it_is_understood_or_refused_once_and_for_all(tool: 
     finally:
         assert repr(written) == before, "the caller's object was changed"
     assert understood(meant, TOOLS[tool].arguments.model_fields) == meant, "once is enough"
-
-
-@pytest.fixture(params=ERAS)
-async def client(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Client]:
-    async with running(settings(tmp_path)) as app, connected(app.server, request.param) as client:
-        yield client
 
 
 async def test_a_model_that_writes_the_usual_names_gets_there_at_once(client: Client) -> None:

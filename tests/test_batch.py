@@ -1,31 +1,16 @@
 """Many tasks in one call: all of them are stored or none."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import ERAS, Answer, Facts, call, check_row, connected, refused, settings
+from clients import Answer, Facts, call, check_row, refused
 from mcp import Client
 
-from taskorch.app import App, running
 from taskorch.errors import Conflict
 from taskorch.store import Store, Wish
 from taskorch.task import NewTask
 
 LATER = {"kind": "echo", "delay_seconds": 3600}
-
-
-@pytest.fixture
-async def app(tmp_path: Path) -> AsyncIterator[App]:
-    async with running(settings(tmp_path)) as app:
-        yield app
-
-
-@pytest.fixture(params=ERAS)
-async def client(request: pytest.FixtureRequest, app: App) -> AsyncIterator[Client]:
-    async with connected(app.server, request.param) as client:
-        yield client
 
 
 async def create(client: Client, *tasks: Facts) -> Answer:

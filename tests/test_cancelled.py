@@ -59,7 +59,7 @@ def prepared(server: Server) -> dict[str, list[str]]:
 
 def call_and_cancel(server: Server, tool: str, arguments: dict[str, Any], seconds: float) -> None:
     request = server.post_call(tool, **arguments)
-    time.sleep(seconds)
+    time.sleep(seconds)  # the moment of the cancel is what is tried
     server.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": request}})
 
 
@@ -75,7 +75,7 @@ def rows_of(database: Path) -> dict[str, tuple[Any, ...]]:
 @pytest.mark.parametrize("era", [LEGACY, MODERN])
 def test_cancelling_a_call_cancels_no_task_and_leaves_nothing_half_done(era: str, place: Place) -> None:
     chance = random.Random(SEED)
-    print(f"seed {SEED}")  # noqa: T201
+    print(f"seed {SEED}")  # noqa: T201  (to repeat a run that failed)
     server = place.start(era, concurrency="2")
     held = server.create("hold")
     server.until_working(held)

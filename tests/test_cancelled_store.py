@@ -191,7 +191,7 @@ async def cut_short(call: Callable[[int], Awaitable[Any]], calls: int = CALLS) -
     async with anyio.create_task_group() as group:
         for _ in range(CALLERS):
             group.start_soon(caller)
-    print(f"seed {SEED}: {calls - len(returned)} of {calls} calls cancelled")  # noqa: T201
+    print(f"seed {SEED}: {calls - len(returned)} of {calls} calls cancelled")  # noqa: T201  (to repeat a run that failed)
     assert calls - len(returned) > calls // 4
     return returned
 

@@ -1,28 +1,15 @@
 """Before something that works is deleted, the person is asked where the client can ask, in both protocol eras."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import anyio
 import mcp_types as mt
 import pytest
-from clients import ERAS, Answer, Facts, Gate, answer, call, connected, raw_call, refused, settings, stored
+from clients import Answer, Facts, Gate, answer, call, connected, raw_call, refused, stored
 from mcp import Client
 from mcp.shared.exceptions import MCPError
 
-from taskorch.app import App, running
-
-
-@pytest.fixture(params=ERAS)
-def era(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-async def app(tmp_path: Path) -> AsyncIterator[App]:
-    async with running(settings(tmp_path)) as app:
-        yield app
+from taskorch.app import App
 
 
 class Person:

@@ -1,21 +1,19 @@
 """The same key and payload give the same task, however often, through however many servers and after lost answers."""
 
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
-from clients import ERAS, Facts, Gate, call, check_task, connected, refused, settings
+from clients import Facts, Gate, call, check_task, refused
 from fakes import Clock
 from mcp import Client
 from servers import Place
 
-from taskorch.app import App, running
 from taskorch.database import Database, open_database
 from taskorch.dedupe import KEPT_MS
 from taskorch.errors import Conflict
-from taskorch.store import Store
+from taskorch.store import Store, Wish
 from taskorch.task import Completed, NewTask, Task
 
 LATER = {"kind": "echo", "delay_seconds": 3600}
@@ -23,6 +21,10 @@ LATER = {"kind": "echo", "delay_seconds": 3600}
 
 def new(**payload: object) -> NewTask:
     return NewTask("echo", payload, 3, 60.0)
+
+
+async def add_once(store: Store, new: NewTask, key: str) -> tuple[Task, bool]:
+    return (await store.add_all([Wish(new, key)]))[0]
 
 
 async def end(store: Store) -> Task:
@@ -36,38 +38,38 @@ async def count(database: Database) -> int:
 
 
 async def test_a_key_belongs_to_its_task_until_an_hour_after_its_end(store: Store, clock: Clock) -> None:
-    task, there = await store.add_once(new(a=1), "k")
+    task, there = await add_once(store, new(a=1), "k")
     assert not there
     clock.advance(100 * 24 * 3600)
-    assert (await store.add_once(new(a=1), "k"))[0].id == task.id, "while it waits"
+    assert (await add_once(store, new(a=1), "k"))[0].id == task.id, "while it waits"
     await end(store)
     clock.advance(KEPT_MS / 1000 - 1)
-    again, there = await store.add_once(new(a=1), "k")
+    again, there = await add_once(store, new(a=1), "k")
     assert (again.id, again.status, there) == (task.id, "completed", True)
     clock.advance(1)
-    other, there = await store.add_once(new(a=1), "k")
+    other, there = await add_once(store, new(a=1), "k")
     assert other.id != task.id and not there
-    assert (await store.add_once(new(a=1), "k"))[0].id == other.id
+    assert (await add_once(store, new(a=1), "k"))[0].id == other.id
 
 
 async def test_other_work_under_the_same_key_is_a_conflict(store: Store, database: Database) -> None:
-    task, _ = await store.add_once(new(a=1), "k")
+    task, _ = await add_once(store, new(a=1), "k")
     for other in (new(a=2), new(a=1.0), new(a=True), new(), NewTask("sleep", {"a": 1}, 3, 60.0)):
         with pytest.raises(Conflict, match=rf"'k' belongs to {task.id}.*Nothing was stored.*get_task"):
-            await store.add_once(other, "k")
+            await add_once(store, other, "k")
     assert await count(database) == 1
-    assert (await store.add_once(NewTask("echo", {"a": 1}, 9, 5.0, name="other"), "k"))[0].id == task.id
+    assert (await add_once(store, NewTask("echo", {"a": 1}, 9, 5.0, name="other"), "k"))[0].id == task.id
 
 
 async def test_the_order_of_a_payload_s_names_makes_no_difference(store: Store) -> None:
-    task, _ = await store.add_once(new(a=1, b={"c": 2, "d": 3}), "k")
-    assert (await store.add_once(new(b={"d": 3, "c": 2}, a=1), "k"))[0].id == task.id
+    task, _ = await add_once(store, new(a=1, b={"c": 2, "d": 3}), "k")
+    assert (await add_once(store, new(b={"d": 3, "c": 2}, a=1), "k"))[0].id == task.id
 
 
 async def test_a_deleted_task_leaves_its_key(store: Store) -> None:
-    task, _ = await store.add_once(new(), "k")
+    task, _ = await add_once(store, new(), "k")
     await store.delete(task.id, False, "alice")
-    other, there = await store.add_once(new(), "k")
+    other, there = await add_once(store, new(), "k")
     assert other.id != task.id and not there
 
 
@@ -77,7 +79,7 @@ async def test_many_callers_on_two_servers_get_one_task(
     found: list[tuple[str, bool]] = []
 
     async def add(which: Store) -> None:
-        task, there = await which.add_once(new(a=1), "k")
+        task, there = await add_once(which, new(a=1), "k")
         found.append((task.id, there))
 
     path = await database.read(lambda db: db.execute("PRAGMA database_list").fetchone()[2])
@@ -93,12 +95,12 @@ async def test_many_callers_on_two_servers_get_one_task(
 async def test_keys_and_plain_creates_that_come_together_do_not_disturb_each_other(
     store: Store, database: Database
 ) -> None:
-    await store.add_once(new(a=1), "k")
+    await add_once(store, new(a=1), "k")
     refusals: list[Conflict] = []
 
     async def clash() -> None:
         try:
-            await store.add_once(new(a=2), "k")
+            await add_once(store, new(a=2), "k")
         except Conflict as error:
             refusals.append(error)
 
@@ -110,18 +112,6 @@ async def test_keys_and_plain_creates_that_come_together_do_not_disturb_each_oth
 
 
 # As a tool.
-
-
-@pytest.fixture(params=ERAS)
-async def client(request: pytest.FixtureRequest, app: App) -> AsyncIterator[Client]:
-    async with connected(app.server, request.param) as client:
-        yield client
-
-
-@pytest.fixture
-async def app(tmp_path: Path) -> AsyncIterator[App]:
-    async with running(settings(tmp_path)) as app:
-        yield app
 
 
 def unmarked(facts: Facts) -> Facts:

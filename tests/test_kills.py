@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reliability import history, record
+from reliability import history, mutants, record
 from reliability.record import Event, History, Line, Row, Start
 
 ROOT = Path(__file__).parents[1]
@@ -190,11 +190,18 @@ def test_200_kills_of_4_servers_break_nothing(tmp_path: Path) -> None:
     assert len([line for line in seen.of("dead") if line.detail == "9"]) >= 200
 
 
-def test_a_bug_is_caught(tmp_path: Path) -> None:
-    bug = ("--mutant", "unbounded-retries", "--until-caught", "--seed", "1")
-    run = proof("kills", "--kills", "1000", *bug, "--folder", str(tmp_path), seconds=60)
-    assert run.returncode == 1, run.stdout + run.stderr
-    assert "VIOLATION H4" in run.stdout
+@pytest.mark.parametrize("bug", ["unbounded-retries", "claim-race", "unfenced-by-id"])
+def test_a_bug_is_caught_by_the_rule_that_it_breaks(bug: str) -> None:
+    _, first = mutants.catch(bug, 1)
+    assert first and first.split()[0] in mutants.MUTANTS[bug].breaks
+
+
+def test_a_bug_that_only_stops_its_servers_counts_as_not_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "VIOLATION H10 t0: it is working, and its server 1 died\nVIOLATION H12 - server: ended by itself\n"
+    done = subprocess.CompletedProcess([], 1, stdout=told, stderr="")
+    monkeypatch.setattr(mutants.subprocess, "run", lambda *args, **options: done)
+    assert mutants.catch("claim-race", 1)[1] is None
+    assert mutants.catch("no-take-over", 1)[1]
 
 
 def test_the_checker_knows_nothing_of_the_program() -> None:

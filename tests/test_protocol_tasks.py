@@ -27,12 +27,6 @@ METHODS = ("tasks/get", "tasks/update", "tasks/cancel")
 
 
 @pytest.fixture
-async def app(tmp_path: Path) -> AsyncIterator[App]:
-    async with running(settings(tmp_path)) as app:
-        yield app
-
-
-@pytest.fixture
 async def host(app: App) -> AsyncIterator[Talk]:
     """A host that speaks the extension."""
     async with talking(app.server) as talk:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from clients import (
-    ERAS,
     Answer,
     Facts,
     answer,
@@ -214,21 +213,10 @@ def test_times_are_utc_with_milliseconds() -> None:
 # With real output.
 
 
-@pytest.fixture(params=ERAS)
-def era(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 @pytest.fixture
 async def app(tmp_path: Path) -> AsyncIterator[App]:
     async with running(settings(tmp_path, concurrency=4)) as app:
         yield app
-
-
-@pytest.fixture
-async def client(app: App, era: str) -> AsyncIterator[Client]:
-    async with connected(app.server, era) as client:
-        yield client
 
 
 async def finished(client: Client, **arguments: Any) -> Facts:

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import mcp_types as mt
 import pytest
-from clients import ERAS, Facts, Gate, call, connected, settings, until
+from clients import Facts, Gate, call, connected, settings, until
 from mcp import Client
 from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import ResourcesListChanged, ResourceUpdated
@@ -26,23 +26,6 @@ from taskorch.server import build_server
 RECENT, FAILED, STATS = "tasks://recent", "tasks://failed", "tasks://stats"
 LATER = {"kind": "echo", "delay_seconds": 3600}
 MISSING = {"legacy": -32002, "auto": -32602}
-
-
-@pytest.fixture(params=ERAS)
-def era(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-async def app(tmp_path: Path) -> AsyncIterator[App]:
-    async with running(settings(tmp_path)) as app:
-        yield app
-
-
-@pytest.fixture
-async def client(app: App, era: str) -> AsyncIterator[Client]:
-    async with connected(app.server, era) as client:
-        yield client
 
 
 async def create(client: Client, **arguments: Any) -> Facts:

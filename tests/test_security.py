@@ -10,13 +10,13 @@ import re
 import resource
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from clients import ERAS, Answer, call, connected, raw_call, refusal, settings
+from clients import Answer, call, connected, raw_call, refusal, settings
 from fakes import Clock
 from hypothesis import given
 from hypothesis import settings as examples
@@ -45,23 +45,6 @@ METACHARACTERS = [
     *("a b", "$HOME", "${IFS}", "*", "?", "[a]", "~", ";id", "&& id", "|| id", "| cat", "> out", "< in", "`id`"),
     *("$(id)", "'", '"', "\\", "#", "!", "{a,b}", "\n", "\t", "-e", "--", "", "é\u202e", "%s", "\x1b[31m"),
 ]
-
-
-@pytest.fixture(params=ERAS)
-def era(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-async def app(tmp_path: Path) -> AsyncIterator[App]:
-    async with running(settings(tmp_path)) as app:
-        yield app
-
-
-@pytest.fixture
-async def client(app: App, era: str) -> AsyncIterator[Client]:
-    async with connected(app.server, era) as client:
-        yield client
 
 
 async def ran(client: Client, *argv: str, **payload: Any) -> Answer:

@@ -16,7 +16,6 @@ import anyio.abc
 import mcp_types as mt
 import pytest
 from clients import (
-    ERAS,
     STATUSES,
     TIME,
     VERSIONS,
@@ -50,23 +49,6 @@ DESTRUCTIVE = {"update_task", "cancel_task", "delete_task"}
 OPEN_WORLD = {"create_task", "create_tasks", "retry_task", "get_task_output"}
 NOT_IDEMPOTENT = {"create_task", "create_tasks", "retry_task"}
 LATER = {"kind": "echo", "delay_seconds": 3600}
-
-
-@pytest.fixture(params=ERAS)
-def era(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-async def app(tmp_path: Path) -> AsyncIterator[App]:
-    async with running(settings(tmp_path)) as app:
-        yield app
-
-
-@pytest.fixture
-async def client(app: App, era: str) -> AsyncIterator[Client]:
-    async with connected(app.server, era) as client:
-        yield client
 
 
 # What it announces.

@@ -149,10 +149,9 @@ async def test_a_task_that_always_fails_ends_with_its_last_error_and_every_attem
 
     async with pool.running(work=fail):
         task = await pool.add(max_attempts=3)
-        for _ in range(2):
-            await pool.backing_off(task)
+        for n in (1, 2):
+            await pool.seen(task, lambda task, n=n: task.status is Status.WAITING and task.attempt == n)
             await pool.pass_backoff()
-            await pool.seen(task, lambda task: task.status is not Status.WAITING)
         task = await pool.ended(task)
     assert task.error is not None
     assert (task.status, task.error.message) == (Status.FAILED, "ValueError: failure 3")

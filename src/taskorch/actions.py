@@ -9,12 +9,13 @@ import anyio.to_thread
 
 from taskorch import arguments as args
 from taskorch import output
-from taskorch.errors import Conflict, InvalidInput, did_you_mean, shown
+from taskorch.errors import InvalidInput, did_you_mean, shown
 from taskorch.health import stats_reply
 from taskorch.history import full_reply
 from taskorch.queries import Filters
 from taskorch.replies import Reply, list_reply, output_reply, task_reply
 from taskorch.service import Service, Tell, missing
+from taskorch.store import Wish
 from taskorch.task import Kind, NewTask, Priority, Status, Task
 from taskorch.waits import wait_order, wait_reply
 from taskorch.wording import iso
@@ -104,16 +105,14 @@ async def retry_task(service: Service, call: Call, a: args.RetryTask) -> Reply:
 
 async def delete_task(service: Service, call: Call, a: args.DeleteTask) -> Reply:
     task = await service.queries.resolve(a.task_id, prefixes=False)
-    confirm = a.confirm
+    confirm, asked = a.confirm, None
     if task.status is Status.WORKING and not confirm:
         question = f"{task.label} is working. Cancel it and delete it with its output?"
         answer = await call.ask(question, f"delete {task.id} attempt {task.attempt}")
         if answer is False:
             return Reply(f"Not deleted: the user said no. {task.label} goes on.", {"id": task.id, "deleted": False})
-        confirm = bool(answer)
-        if (now := await service.queries.get(task.id)).attempt != task.attempt:
-            raise Conflict(f"{now.label} has been started again while the user was asked. Call delete_task again.")
-    left = await service.store.delete(task.id, confirm, call.by)
+        confirm, asked = bool(answer), task.attempt
+    left = await service.store.delete(task.id, confirm, call.by, asked)
     if left is not None:
         await service.wait_until(lambda tasks: not tasks, [task.id], DELETE_SECONDS, call.tell)
         left = (await service.queries.get_many([task.id]) or [None])[0]
@@ -187,7 +186,7 @@ def new_task(service: Service, a: args.TaskWish) -> NewTask:
 async def _store(service: Service, new: NewTask, key: str | None) -> tuple[Task, bool]:
     if key is None:
         return await service.store.add(new), False
-    return await service.store.add_once(new, key)
+    return (await service.store.add_all([Wish(new, key)]))[0]
 
 
 def _kind(service: Service, name: str) -> Kind:

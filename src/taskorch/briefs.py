@@ -13,7 +13,7 @@ from taskorch.arguments import DAY_SECONDS, DAYS
 from taskorch.errors import InvalidInput, shown
 from taskorch.moments import duration
 from taskorch.queries import WINDOW_MS, Filters, History
-from taskorch.replies import CONCISE_BYTES, View, headline, next_call, task_facts
+from taskorch.replies import CONCISE_BYTES, View, error_facts, error_text, headline, next_call, task_facts
 from taskorch.service import Service
 from taskorch.task import Reason, Status, Task
 from taskorch.wording import counts_text, cut_bytes, iso, visible, visible_line
@@ -72,7 +72,7 @@ async def diagnose_failure(service: Service, reference: str) -> str:
     view, history = await service.view(), await service.queries.history(task)
     failed = task.status is Status.FAILED
     facts = [visible_line(headline(task, task_facts(task, view, CONCISE_BYTES, NAME_BYTES), view))]
-    facts += [f"error: {task.error.reason}: {cut_bytes(visible_line(task.error.message), 200)}"] if task.error else []
+    facts += [f"error: {visible_line(error_text(error_facts(task.error, 200)))}"] if task.error else []
     head = [
         "Find out why this background task failed, and tell me the cause and what you would do."
         if failed

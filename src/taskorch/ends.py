@@ -8,6 +8,8 @@ from taskorch.database import Transaction
 from taskorch.rows import FENCE, changed, delete, dumps, fence, held, save
 from taskorch.task import Completed, Failed, Outcome, Reason, Status, Task
 
+# The last who asked for its end is who asked for its removal: nothing is asked of it afterwards.
+WHO = "SELECT by FROM events WHERE task = ? AND event = 'cancel_requested' ORDER BY id DESC LIMIT 1"
 End = tuple[Task, Outcome, int | None]  # the task as claimed, how its attempt ended, when it really began (ms)
 
 COMPLETED = ("status", "owner", "result", "progress", "started_at", "finished_at", "updated_at", "version")
@@ -69,9 +71,10 @@ def _settle(tx: Transaction, task: Task, outcome: Outcome, started_at: int | Non
         return None
     after = rules.settle(before, outcome, now, started_at)
     if after.delete_requested:
+        (by,) = tx.execute(WHO, (before.seq,)).fetchone()  # before it goes, its events with it
         if not delete(tx, before):
             return None
-        removed.note(tx, before, "a client, while it worked", now)
+        removed.note(tx, before, by, now)
         return after
     return save(tx, before, after)
 

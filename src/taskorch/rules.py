@@ -219,10 +219,15 @@ def report(task: Task, progress: Progress, now: int) -> Task:
     return with_values(task, progress=progress, updated_at=now)
 
 
-def request_delete(task: Task, confirm: bool, now: int) -> Task | None:
-    """None: the task may be deleted now. A task: it is being cancelled and goes when it has ended."""
+def request_delete(task: Task, confirm: bool, now: int, asked: int | None = None) -> Task | None:
+    """None: the task may be deleted now. A task: it is being cancelled and goes when it has ended.
+
+    `asked`: the attempt that the confirmation is about, None for whichever.
+    """
     if task.status is not Status.WORKING:
         return None
+    if asked not in (None, task.attempt):
+        raise Conflict(f"{task.label} was started again while the user was asked. Call delete_task again.")
     if not confirm:
         raise Conflict(
             f"{task.label} is working; deleting it ends its work. Call delete_task again with confirm=true, "

@@ -194,7 +194,7 @@ class Attempt:
                 return False
             self._kill_tree(give_up)
             self._drain(pause)
-            time.sleep(pause)
+            time.sleep(pause)  # for the kernel to end what was killed; it tells of our own children only
             pause = min(2 * pause, 0.1)
         return True
 

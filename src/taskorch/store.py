@@ -119,13 +119,6 @@ class Store:
         task = rules.create(new, seq=0, task_id=new_id(), now=self.now())
         return await self._database.write_together(self._insert, (task, to_values(task)))
 
-    async def add_once(self, new: NewTask, key: str) -> tuple[Task, bool]:
-        """Store a new task, or find the one that was created with that key: whether it was there. Raises Conflict."""
-        task = rules.create(new, seq=0, task_id=new_id(), now=self.now())
-        row = (task, to_values(task))
-
-        return await self._database.write(lambda tx: self._add_once(tx, key, row, self.now()))
-
     async def add_all(self, wishes: Sequence[Wish]) -> list[tuple[Task, bool]]:
         """Store new tasks in one commit, in their order, or none of them: each, and whether it was there already.
 
@@ -175,12 +168,15 @@ class Store:
 
         return await self._database.write(retry)
 
-    async def delete(self, task_id: str, confirm: bool, by: str) -> Task | None:
-        """None: deleted. A task: it was working, is being cancelled, and is deleted when it has ended."""
+    async def delete(self, task_id: str, confirm: bool, by: str, asked: int | None = None) -> Task | None:
+        """None: deleted. A task: it was working, is being cancelled, and is deleted when it has ended.
+
+        `asked`: the attempt that the confirmation is about, None for whichever. Raises Conflict.
+        """
 
         def remove(tx: Transaction) -> Task | None:
             before = load(tx, task_id)
-            after = rules.request_delete(before, confirm, self.now())
+            after = rules.request_delete(before, confirm, self.now(), asked)
             if after is None:
                 if delete(tx, before):
                     removed.note(tx, before, by, self.now())

@@ -1,6 +1,7 @@
 """An agent without a model: it calls tools, and is shown the replies in one of their two forms only."""
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,7 +22,7 @@ AFTER_ALL = {"completed", "failed", "cancelled", "interrupted"}
 
 
 @dataclass
-class Agent:
+class Agent(ABC):
     """What it needed is counted: calls, and the bytes of the form that it reads."""
 
     client: Client
@@ -43,33 +44,33 @@ class Agent:
             found += more
         return found
 
-    def size(self, reply: Answer) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def size(self, reply: Answer) -> int: ...
 
-    def shown(self, reply: Answer) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def shown(self, reply: Answer) -> Any: ...
 
+    @abstractmethod
     async def page(self, **arguments: Any) -> tuple[list[Found], str | None]:
         """Rows with at least id, status, kind, attempt, and `when`: the day on which it ended, else is due or began."""
-        raise NotImplementedError
 
-    async def counts(self, **filters: Any) -> dict[str, int]:
-        raise NotImplementedError
+    @abstractmethod
+    async def counts(self, **filters: Any) -> dict[str, int]: ...
 
+    @abstractmethod
     async def ran(self, task_id: str) -> float:
         """How long the latest attempt ran, in seconds."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def history(self, task_id: str) -> tuple[list[Found], list[Found]]:
         """Attempts and events."""
-        raise NotImplementedError
 
-    async def exit_codes(self, task_ids: list[str]) -> dict[str, int]:
-        raise NotImplementedError
+    @abstractmethod
+    async def exit_codes(self, task_ids: list[str]) -> dict[str, int]: ...
 
+    @abstractmethod
     async def output(self, task_id: str, **arguments: Any) -> tuple[list[str], int | None]:
         """Lines, and where to go on."""
-        raise NotImplementedError
 
 
 class Reader(Agent):
