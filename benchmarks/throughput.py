@@ -25,17 +25,17 @@ import anyio
 import anyio.lowlevel
 
 from taskorch.app import SWITCH_SECONDS
-from taskorch.claims import ATTEMPT_BEGIN
-from taskorch.database import open_database
-from taskorch.ends import ATTEMPT_END
-from taskorch.handlers import Handler
-from taskorch.ids import new_id
-from taskorch.peers import Peers
-from taskorch.rows import COLUMNS, dumps
-from taskorch.schema import PRAGMAS
-from taskorch.store import Store, now_ms
-from taskorch.task import NewTask
-from taskorch.worker import Worker
+from taskorch.domain.task import NewTask
+from taskorch.storage.claims import ATTEMPT_BEGIN
+from taskorch.storage.database import open_database
+from taskorch.storage.ends import ATTEMPT_END
+from taskorch.storage.ids import new_id
+from taskorch.storage.rows import COLUMNS, dumps
+from taskorch.storage.schema import PRAGMAS
+from taskorch.storage.store import Store, now_ms
+from taskorch.work.handlers import Handler
+from taskorch.work.peers import Peers
+from taskorch.work.worker import Worker
 
 PAYLOAD = {"k": "x" * 191}
 NEW = NewTask("noop", PAYLOAD, 3, 3600.0)

@@ -16,10 +16,12 @@ from typing import Any, Literal
 import anyio
 
 from reliability import records
-from taskorch import bulk, rows, rules, schema, store, worker
-from taskorch.ends import _end_attempts as end_attempts
-from taskorch.rows import BY_ID, COLUMNS, encoded, from_row
-from taskorch.task import Status, Task
+from taskorch.domain import rules
+from taskorch.domain.task import Status, Task
+from taskorch.storage import bulk, rows, schema, store
+from taskorch.storage.ends import _end_attempts as end_attempts
+from taskorch.storage.rows import BY_ID, COLUMNS, encoded, from_row
+from taskorch.work import worker
 
 READY = f"SELECT {', '.join(COLUMNS)} FROM tasks WHERE ready = 1 AND kind = ? ORDER BY rank DESC, seq LIMIT ?"
 

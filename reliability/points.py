@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from taskorch import command, database, peers, rules, schema, store, supervised, worker
-from taskorch.task import Task
+from taskorch.domain import rules
+from taskorch.domain.task import Task
+from taskorch.storage import database, schema, store
+from taskorch.work import command, peers, supervised, worker
 
 Action = Literal["kill", "stop", "lose"]  # `lose`: drop the own lock, then stop: others take over from a living server
 

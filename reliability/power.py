@@ -29,10 +29,10 @@ import anyio
 
 from reliability import disk, records
 from reliability.trace import CANNOT_TRACE, STRACE, Event, Recording, why_not
-from taskorch import schema
-from taskorch.database import open_database
-from taskorch.store import Store
-from taskorch.task import Completed, Failed, NewTask, Reason
+from taskorch.domain.task import Completed, Failed, NewTask, Reason
+from taskorch.storage import schema
+from taskorch.storage.database import open_database
+from taskorch.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 DATABASE = "taskorch.db"

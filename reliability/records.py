@@ -15,7 +15,7 @@ from pathlib import Path
 
 from reliability.disk import Disk, everything, nothing, some, torn
 from reliability.trace import HEX, STRACE, Event, Recording, decoded
-from taskorch import supervised
+from taskorch.work import supervised
 
 RECORD = "exit.json"
 DRAWS = 8  # of each random way in which the disk may come out of a cut

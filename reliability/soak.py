@@ -16,8 +16,8 @@ import anyio
 from taskorch import handler
 from taskorch.app import App, running
 from taskorch.config import Settings
-from taskorch.queries import Filters
-from taskorch.task import NewTask
+from taskorch.domain.task import NewTask
+from taskorch.storage.queries import Filters
 
 WARM_UP = 10_000  # tasks; what is taken until then is not growth
 WAVE = 1_000  # tasks

@@ -26,12 +26,12 @@ from typing import Any, NamedTuple
 import anyio
 import anyio.to_thread
 
-from taskorch import busy
-from taskorch.database import open_database
-from taskorch.errors import Conflict
-from taskorch.queries import Filters, Queries
-from taskorch.store import Store
-from taskorch.task import Completed, NewTask, Priority, Task
+from taskorch.domain.errors import Conflict
+from taskorch.domain.task import Completed, NewTask, Priority, Task
+from taskorch.storage import busy
+from taskorch.storage.database import open_database
+from taskorch.storage.queries import Filters, Queries
+from taskorch.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 PACE = 100.0  # writes a second of all processes together

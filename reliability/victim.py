@@ -14,12 +14,12 @@ import anyio
 
 from reliability import mutants
 from reliability.points import Part, Victim, watch
-from taskorch import supervised
 from taskorch.app import App, running
 from taskorch.config import Settings
-from taskorch.errors import TaskError
-from taskorch.handlers import Context, handler
-from taskorch.task import NewTask, Priority, Task
+from taskorch.domain.errors import TaskError
+from taskorch.domain.task import NewTask, Priority, Task
+from taskorch.work import supervised
+from taskorch.work.handlers import Context, handler
 
 BEAT_SECONDS = 0.04
 PAUSE_SECONDS = (0.05, 0.25)  # between two calls of the client in each server

@@ -17,9 +17,9 @@ from mcp_types import CallToolResult
 
 from taskorch.app import App
 from taskorch.config import Settings
-from taskorch.errors import NonRetryable
-from taskorch.handlers import Context, handler
-from taskorch.task import Task
+from taskorch.domain.errors import NonRetryable
+from taskorch.domain.task import Task
+from taskorch.work.handlers import Context, handler
 
 ERAS = ("legacy", "auto")  # 2025-11-25 and 2026-07-28
 VERSIONS = {"legacy": "2025-11-25", "auto": "2026-07-28"}

@@ -23,11 +23,11 @@ from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 
 from taskorch.app import running
 from taskorch.config import Settings
-from taskorch.errors import NonRetryable
-from taskorch.handlers import handler
-from taskorch.protocol_tasks import Lives
-from taskorch.task import NewTask
-from taskorch.tasks_extension import Body, Ctx, Keeper, ProtocolTask, declared, demand, extend, handle
+from taskorch.domain.errors import NonRetryable
+from taskorch.domain.task import NewTask
+from taskorch.mcp.protocol_tasks import Lives
+from taskorch.mcp.tasks_extension import Body, Ctx, Keeper, ProtocolTask, declared, demand, extend, handle
+from taskorch.work.handlers import handler
 
 DAY_MS = 86_400_000
 SLOTS = 16  # several tasks of a minute stay behind

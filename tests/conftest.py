@@ -9,9 +9,9 @@ from mcp import Client
 from servers import Place
 
 from taskorch.app import App, running
-from taskorch.database import Database, open_database
-from taskorch.queries import Queries
-from taskorch.store import Store
+from taskorch.storage.database import Database, open_database
+from taskorch.storage.queries import Queries
+from taskorch.storage.store import Store
 
 
 @pytest.hookimpl(wrapper=True)

@@ -23,9 +23,8 @@ from hypothesis.stateful import (
 from twin import SERVERS, Row, Twin
 from world import KINDS, World, everything
 
-from taskorch.errors import Conflict, NotFound
-from taskorch.store import Store, Wish
-from taskorch.task import (
+from taskorch.domain.errors import Conflict, NotFound
+from taskorch.domain.task import (
     Cancelled,
     Completed,
     Failed,
@@ -37,6 +36,7 @@ from taskorch.task import (
     Reason,
     Task,
 )
+from taskorch.storage.store import Store, Wish
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "80"))
 STEPS = int(os.environ.get("MODEL_STEPS", "50"))

@@ -11,14 +11,14 @@ from typing import Any
 import anyio
 from fakes import Clock
 
-from taskorch.attempt import Attempt, Remains
-from taskorch.database import open_database
-from taskorch.handlers import Handler
-from taskorch.peers import Peers
-from taskorch.queries import Queries
-from taskorch.store import Store
-from taskorch.task import NewTask, Outcome, Status, Task
-from taskorch.worker import Worker
+from taskorch.domain.task import NewTask, Outcome, Status, Task
+from taskorch.storage.database import open_database
+from taskorch.storage.queries import Queries
+from taskorch.storage.store import Store
+from taskorch.work.attempt import Attempt, Remains
+from taskorch.work.handlers import Handler
+from taskorch.work.peers import Peers
+from taskorch.work.worker import Worker
 
 Payload = dict[str, Any]
 

@@ -10,7 +10,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from mcp.server.lowlevel.server import Server
 from mcp.shared.message import SessionMessage
 
-from taskorch.server import initialization
+from taskorch.mcp.server import initialization
 
 META = "io.modelcontextprotocol/"
 TASKS = f"{META}tasks"

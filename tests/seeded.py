@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from taskorch import bulk, claims, dedupe, ends, removed, rows, rules, store
-from taskorch.database import Transaction
-from taskorch.rows import BY_ID, COLUMNS, from_row
-from taskorch.task import Status, Task
+from taskorch.domain import rules
+from taskorch.domain.task import Status, Task
+from taskorch.storage import bulk, claims, dedupe, ends, removed, rows, store
+from taskorch.storage.database import Transaction
+from taskorch.storage.rows import BY_ID, COLUMNS, from_row
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mcp import Client
 
-from taskorch.aliases import understood
-from taskorch.errors import InvalidInput
-from taskorch.tools import TOOLS
+from taskorch.domain.errors import InvalidInput
+from taskorch.mcp.aliases import understood
+from taskorch.mcp.tools import TOOLS
 
 GIT = {"payload": {"argv": ["git", "fetch"]}}
 MEANT: list[tuple[str, Facts, Facts]] = [

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from taskorch import backup, schema
-from taskorch.errors import StoreError
+from taskorch.domain.errors import StoreError
+from taskorch.storage import backup, schema
 
 DEAD_PID = 2**22 + 1  # larger than any
 
@@ -139,7 +139,7 @@ def test_what_a_killed_copy_left_is_removed_and_does_not_count(path: Path) -> No
 def test_a_copy_that_is_killed_leaves_no_file_that_looks_whole(path: Path, tmp_path: Path) -> None:
     script = f"""if True:
         import os, pathlib, signal
-        from taskorch import backup
+        from taskorch.storage import backup
         backup._to_disk = lambda part: os.kill(os.getpid(), signal.SIGKILL)
         backup.backup_database(pathlib.Path({str(path)!r}), pathlib.Path({str(tmp_path / "copy.db")!r}))
     """

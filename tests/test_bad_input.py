@@ -10,10 +10,10 @@ import pytest
 from clients import ERAS, Facts, call, connected, raw_call, refusal, settings
 from mcp import Client
 
-from taskorch.actions import Call
 from taskorch.app import App, running
-from taskorch.errors import TaskError
-from taskorch.tools import call_tool
+from taskorch.domain.errors import TaskError
+from taskorch.mcp.actions import Call
+from taskorch.mcp.tools import call_tool
 
 DIRECT = "direct"  # what a client in memory would mend or choke on goes straight to the tools
 BIG = 2**70

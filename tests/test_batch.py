@@ -6,9 +6,9 @@ import pytest
 from clients import Answer, Facts, call, check_row, refused
 from mcp import Client
 
-from taskorch.errors import Conflict
-from taskorch.store import Store, Wish
-from taskorch.task import NewTask
+from taskorch.domain.errors import Conflict
+from taskorch.domain.task import NewTask
+from taskorch.storage.store import Store, Wish
 
 LATER = {"kind": "echo", "delay_seconds": 3600}
 

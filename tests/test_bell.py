@@ -12,12 +12,12 @@ import pytest
 from fakes import Clock
 from pools import Payload, Pool
 
-from taskorch import store as store_module
-from taskorch.bell import Bell
-from taskorch.database import open_database
-from taskorch.queries import Queries
-from taskorch.store import Store
-from taskorch.task import NewTask, Status
+from taskorch.domain.task import NewTask, Status
+from taskorch.storage import store as store_module
+from taskorch.storage.database import open_database
+from taskorch.storage.queries import Queries
+from taskorch.storage.store import Store
+from taskorch.work.bell import Bell
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ async def test_a_task_of_one_server_starts_on_another_that_is_idle(pool: Pool, t
 async def test_a_cancel_reaches_the_server_that_runs_the_task(
     pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskorch.worker.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("taskorch.work.worker.TICK_SECONDS", 0.01)
     begun = anyio.Event()
 
     async def wait(_: Payload) -> None:

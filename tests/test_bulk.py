@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from taskorch import bulk
+from taskorch.storage import bulk
 
 SIZES = (0, 1, 2, 3, 63, 64, 65, 200)
 

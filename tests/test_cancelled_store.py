@@ -15,13 +15,13 @@ import anyio.to_thread
 import pytest
 from fakes import Clock
 
-from taskorch import rules
-from taskorch.connection import hop
-from taskorch.database import Database
-from taskorch.queries import Queries
-from taskorch.rows import FENCE, insert_all, save_all, to_values
-from taskorch.store import Store
-from taskorch.task import Completed, Failed, NewTask, Priority, Progress, Reason, Task
+from taskorch.domain import rules
+from taskorch.domain.task import Completed, Failed, NewTask, Priority, Progress, Reason, Task
+from taskorch.storage.connection import hop
+from taskorch.storage.database import Database
+from taskorch.storage.queries import Queries
+from taskorch.storage.rows import FENCE, insert_all, save_all, to_values
+from taskorch.storage.store import Store
 
 CALLS = 3_000  # of each method
 CALLERS = 8

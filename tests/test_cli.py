@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import taskorch
-from taskorch import schema
+from taskorch.storage import schema
 
 SECONDS = 15.0  # for what takes one or two
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -18,17 +18,17 @@ import pytest
 from fakes import Clock
 from pools import Payload, Pool, ok, other_process
 
-from taskorch import output, supervised
-from taskorch.attempt import Attempt, Ending, Remains
-from taskorch.command import Command
-from taskorch.errors import InvalidInput, shown
-from taskorch.peers import Peers
-from taskorch.policy import Policy
-from taskorch.queries import Queries
-from taskorch.store import Store
-from taskorch.supervised import Supervised
-from taskorch.task import Cancelled, Completed, Failed, Interrupted, Outcome, Progress, Reason, Status, Task
-from taskorch.worker import Worker
+from taskorch.domain.errors import InvalidInput, shown
+from taskorch.domain.task import Cancelled, Completed, Failed, Interrupted, Outcome, Progress, Reason, Status, Task
+from taskorch.storage.queries import Queries
+from taskorch.storage.store import Store
+from taskorch.work import output, supervised
+from taskorch.work.attempt import Attempt, Ending, Remains
+from taskorch.work.command import Command
+from taskorch.work.peers import Peers
+from taskorch.work.policy import Policy
+from taskorch.work.supervised import Supervised
+from taskorch.work.worker import Worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
@@ -37,12 +37,12 @@ TREE = "sleep 60 & setsid sleep 60 & trap '' TERM; echo up; sleep 60; sleep 60"
 
 SERVER = """
 import anyio, os, pathlib, sys
-from taskorch.command import Command
-from taskorch.policy import Policy
-from taskorch.database import open_database
-from taskorch.peers import Peers
-from taskorch.store import Store
-from taskorch.worker import Worker
+from taskorch.work.command import Command
+from taskorch.work.policy import Policy
+from taskorch.storage.database import open_database
+from taskorch.work.peers import Peers
+from taskorch.storage.store import Store
+from taskorch.work.worker import Worker
 
 async def main(folder):
     async with open_database(folder / "state" / "taskorch.db") as database:
@@ -698,9 +698,9 @@ async def test_a_server_that_lost_its_command_lets_go_and_signals_nothing(pool: 
 async def test_the_end_of_a_frozen_server_s_command_is_taken_in_and_what_runs_is_left(
     pool: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskorch.worker.HUNG_SECONDS", 0.2)
-    monkeypatch.setattr("taskorch.worker.SILENT_SECONDS", 0.1)
-    monkeypatch.setattr("taskorch.worker.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("taskorch.work.worker.HUNG_SECONDS", 0.2)
+    monkeypatch.setattr("taskorch.work.worker.SILENT_SECONDS", 0.1)
+    monkeypatch.setattr("taskorch.work.worker.TICK_SECONDS", 0.01)
     monkeypatch.setattr(Peers, "silent_seconds", lambda *_: 1.0)
     with Peers(pool.folder / "servers") as frozen:  # alive, and doing nothing
         owner = await pool.store.register(frozen.uuid, os.getpid(), "0", ["command"])

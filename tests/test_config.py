@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from taskorch.config import PREFIX, Settings, config_file, load_settings, unknown_keys, unknown_variables
-from taskorch.errors import readable
+from taskorch.domain.errors import readable
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,10 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from taskorch import busy
-from taskorch import database as module
-from taskorch.database import Database, Transaction, open_database
-from taskorch.errors import Conflict, NotFound, StoreError
+from taskorch.domain.errors import Conflict, NotFound, StoreError
+from taskorch.storage import busy
+from taskorch.storage import database as module
+from taskorch.storage.database import Database, Transaction, open_database
 
 NOTES = "CREATE TABLE notes(text TEXT NOT NULL UNIQUE) STRICT"
 
@@ -407,7 +407,7 @@ async def test_servers_that_open_a_new_file_at_the_same_moment_all_succeed(tmp_p
 OPEN = """
 import sys, anyio
 from pathlib import Path
-from taskorch.database import open_database
+from taskorch.storage.database import open_database
 async def main():
     print("up", flush=True)
     sys.stdin.readline()

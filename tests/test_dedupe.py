@@ -10,11 +10,11 @@ from fakes import Clock
 from mcp import Client
 from servers import Place
 
-from taskorch.database import Database, open_database
-from taskorch.dedupe import KEPT_MS
-from taskorch.errors import Conflict
-from taskorch.store import Store, Wish
-from taskorch.task import Completed, NewTask, Task
+from taskorch.domain.errors import Conflict
+from taskorch.domain.task import Completed, NewTask, Task
+from taskorch.storage.database import Database, open_database
+from taskorch.storage.dedupe import KEPT_MS
+from taskorch.storage.store import Store, Wish
 
 LATER = {"kind": "echo", "delay_seconds": 3600}
 

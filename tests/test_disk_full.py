@@ -14,9 +14,10 @@ from clients import Gate, call, connected, refused, settings, stored
 from pools import log_lines
 from servers import Place, Server, wait_for
 
-from taskorch import app, settler, worker
-from taskorch.place import free_bytes
-from taskorch.task import Status
+from taskorch import app
+from taskorch.domain.task import Status
+from taskorch.storage.place import free_bytes
+from taskorch.work import settler, worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 import taskorch
-from taskorch import busy, diagnosis, doctor, hosts, machine, place, schema
-from taskorch.doctor import FAIL, OK, WARN, Check, State
+from taskorch.cli import diagnosis, doctor, hosts
+from taskorch.cli.doctor import FAIL, OK, WARN, Check, State
+from taskorch.storage import busy, place, schema
+from taskorch.work import machine
 
 SECONDS = 20.0
 SOMEBODY = 12_345
@@ -23,9 +25,9 @@ PACKAGE = str(Path(taskorch.__file__).parents[1])
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
 SERVER = """if True:
     import asyncio, fcntl, os, pathlib, sqlite3, sys
-    from taskorch.database import open_database
-    from taskorch.peers import Peers
-    from taskorch.store import Store
+    from taskorch.storage.database import open_database
+    from taskorch.work.peers import Peers
+    from taskorch.storage.store import Store
 
     async def run(state):
         async with open_database(state / "taskorch.db") as database:

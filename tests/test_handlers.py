@@ -19,13 +19,13 @@ from pools import Gate, Payload, Pool, ok
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from taskorch import handlers
-from taskorch.errors import InvalidInput
-from taskorch.handlers import Context, Handler, handler, load_handlers
-from taskorch.queries import Queries
-from taskorch.rules import phase
-from taskorch.store import Store
-from taskorch.task import Phase, Reason, Status
+from taskorch.domain.errors import InvalidInput
+from taskorch.domain.rules import phase
+from taskorch.domain.task import Phase, Reason, Status
+from taskorch.storage.queries import Queries
+from taskorch.storage.store import Store
+from taskorch.work import handlers
+from taskorch.work.handlers import Context, Handler, handler, load_handlers
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_modules_are_imported_by_name_and_register_their_handlers(
 ) -> None:
     for name in ("first_handlers", "second_handlers"):
         (tmp_path / f"{name}.py").write_text(
-            f"from taskorch.handlers import handler\n@handler('{name}')\ndef run(payload): return payload\n"
+            f"from taskorch.work.handlers import handler\n@handler('{name}')\ndef run(payload): return payload\n"
         )
     monkeypatch.syspath_prepend(tmp_path)
     loaded = load_handlers("first_handlers, second_handlers,")

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import taskorch
-from taskorch import hosts, install
-from taskorch.hosts import HostName
+from taskorch.cli import hosts, install
+from taskorch.cli.hosts import HostName
 
 SECONDS = 20.0
 PROGRAM = str(Path(sys.executable).with_name("taskorch"))

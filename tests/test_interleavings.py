@@ -14,9 +14,9 @@ from seeded import BUGS
 from twin import SERVERS
 from world import World, opened
 
-from taskorch.errors import TaskError
-from taskorch.store import Store
-from taskorch.task import Failed, Interrupted, Outcome, Priority, Reason, Task
+from taskorch.domain.errors import TaskError
+from taskorch.domain.task import Failed, Interrupted, Outcome, Priority, Reason, Task
+from taskorch.storage.store import Store
 
 Steps = Iterator[None]
 Actor = Callable[[Machine], Steps]

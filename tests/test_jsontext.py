@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskorch.jsontext import NotPlain, lenient, with_member, without_member
+from taskorch.cli.jsontext import NotPlain, lenient, with_member, without_member
 
 ENTRY = {"command": "/bin/taskorch", "env": {"A": "ü"}}
 LAID_OUT = """{

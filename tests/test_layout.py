@@ -10,50 +10,16 @@ from pathlib import Path
 import pytest
 
 from taskorch.config import PREFIX, Settings
-from taskorch.rules import MOVES
-from taskorch.task import Phase, Status
-from taskorch.tools import TOOLS
+from taskorch.domain.rules import MOVES
+from taskorch.domain.task import Phase, Status
+from taskorch.mcp.tools import TOOLS
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "taskorch"
 LINES = 320  # a file that outgrows this has found its seam
 
-RULES = {"argv", "errors", "task", "rules"}
-RUNNING = {
-    "markers",
-    *("attempt", "worker", "pace", "settler", "handlers", "policy", "command", "supervised"),
-    *("machine", "peers", "bell", "housekeeping", "output"),
-}
-STORE = {
-    "ids",
-    "lives",
-    "place",
-    "backup",
-    "schema",
-    "busy",
-    "connection",
-    "originals",
-    "database",
-    "bulk",
-    "removed",
-    "dedupe",
-    "rows",
-    "ends",
-    "claims",
-    "store",
-    "queries",
-}
-MCP = {
-    *("wording", "replies", "waits", "history", "health", "service"),
-    *("arguments", "moments", "aliases", "advice", "actions", "batch", "tools", "confirmation"),
-    *("server", "resources", "prompts", "briefs", "answered"),
-    *("tasks_extension", "protocol_tasks"),
-}
-FRONT = {
-    *("__init__", "__main__", "app", "parent", "cli", "config", "logs", "demo", "diagnosis", "doctor", "shim"),
-    *("hosts", "install", "jsontext"),
-}
-STARTS_WORK = {"worker", "handlers", "command", "supervised"}
+DOMAIN, STORAGE, WORK, MCP, CLI = FOLDERS = ("domain", "storage", "work", "mcp", "cli")
+TOP = {"__init__", "__main__", "app", "config", "logs", "parent"}
 SDK = {"mcp", "mcp_types"}
 
 
@@ -72,7 +38,7 @@ class Imports:
 
 def imports(name: str) -> Imports:
     found = Imports()
-    tree = ast.parse((SOURCE / f"{name}.py").read_text())
+    tree = ast.parse(file(name).read_text())
     late = {
         id(node)
         for f in ast.walk(tree)
@@ -85,16 +51,24 @@ def imports(name: str) -> Imports:
             modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module
-            whole = node.module == "taskorch"
-            modules = [f"taskorch.{alias.name}" for alias in node.names] if whole else [node.module]
+            whole = node.module in ("taskorch", *(f"taskorch.{folder}" for folder in FOLDERS))
+            modules = [f"{node.module}.{alias.name}" for alias in node.names] if whole else [node.module]
         for module in modules:
             top, _, rest = module.partition(".")
             if top != "taskorch":
                 found.others.add(top)
             else:
                 target = found.late if id(node) in late else found.ours
-                target.add(rest if (SOURCE / f"{rest}.py").exists() else "__init__")
+                target.add(rest if file(rest).exists() else "__init__")
     return found
+
+
+def file(name: str) -> Path:
+    return SOURCE / f"{name.replace('.', '/')}.py"
+
+
+def folder(name: str) -> str:
+    return name.partition(".")[0] if "." in name else ""
 
 
 def reach(name: str) -> set[str]:
@@ -108,58 +82,68 @@ def reach(name: str) -> set[str]:
     return others
 
 
-ALL = {path.stem for path in SOURCE.glob("*.py")}
-MODULES = {name: imports(name) for name in sorted(ALL)}
+ALL = sorted(str(path.relative_to(SOURCE).with_suffix("")).replace("/", ".") for path in SOURCE.rglob("*.py"))
+MODULES = {name: imports(name) for name in ALL if not name.endswith(".__init__")}
+
+
+def of(*folders: str) -> list[str]:
+    return [name for name in MODULES if folder(name) in folders]
 
 
 # Imports.
 
 
 def test_every_module_has_its_place_in_the_house() -> None:
-    sides = [RULES, RUNNING, STORE, MCP, FRONT]
-    assert set().union(*sides) >= ALL
-    assert sum(map(len, sides)) == len(set().union(*sides))
+    assert set(of("")) == TOP
+    assert {folder(name) for name in MODULES} == {"", *FOLDERS}
 
 
-@pytest.mark.parametrize("name", sorted(ALL & (RULES | RUNNING | STORE)))
+@pytest.mark.parametrize("name", of(DOMAIN))
+def test_the_domain_knows_nothing_but_itself(name: str) -> None:
+    assert {folder(found) for found in MODULES[name].all_ours} <= {DOMAIN}
+
+
+@pytest.mark.parametrize("name", of(STORAGE))
+def test_the_store_knows_nothing_of_those_who_use_it(name: str) -> None:
+    assert {folder(found) for found in MODULES[name].all_ours} <= {DOMAIN, STORAGE}
+
+
+@pytest.mark.parametrize("name", of(DOMAIN, STORAGE, WORK))
 def test_the_running_side_knows_nothing_of_mcp(name: str) -> None:
-    assert not MODULES[name].all_ours & (MCP | FRONT)
+    assert {folder(found) for found in MODULES[name].all_ours} <= {DOMAIN, STORAGE, WORK}
     assert not MODULES[name].others & SDK
 
 
-@pytest.mark.parametrize("name", sorted(ALL & MCP))
+@pytest.mark.parametrize("name", of(MCP))
 def test_the_mcp_side_starts_no_work(name: str) -> None:
-    assert not MODULES[name].all_ours & (STARTS_WORK | FRONT)
-
-
-@pytest.mark.parametrize("name", sorted(ALL & STORE))
-def test_the_store_knows_nothing_of_those_who_use_it(name: str) -> None:
-    assert MODULES[name].all_ours <= RULES | STORE
+    """It has it done through the store; of the running side it reads the output files alone."""
+    found = MODULES[name].all_ours
+    assert {folder(one) for one in found} <= {DOMAIN, STORAGE, WORK, MCP}
+    assert {one for one in found if folder(one) == WORK} <= {"work.output"}
 
 
 def test_only_app_knows_both_sides() -> None:
-    both = {name for name, found in MODULES.items() if found.all_ours & MCP and found.all_ours & (RUNNING - {"output"})}
-    assert both == {"app"}
+    sides = {name: {folder(one) for one in found.all_ours} for name, found in MODULES.items() if folder(name) != MCP}
+    assert [name for name, known in sides.items() if known >= {MCP, WORK}] == ["app"]
 
 
 def test_the_command_line_starts_without_the_sdk() -> None:
-    assert MODULES["cli"].late == {"app", "backup", "demo", "doctor", "install"} & ALL
-    assert not MODULES["cli"].ours & (MCP | {"app", "demo"})
-    assert not reach("cli") & SDK
+    assert MODULES["cli.main"].late == {"app", "storage.backup", "cli.demo", "cli.doctor", "cli.install"}
+    assert MCP not in {folder(found) for found in MODULES["cli.main"].ours}
+    assert not reach("cli.main") & SDK
 
 
 def test_the_shim_needs_nothing_but_python() -> None:
-    assert not MODULES["shim"].all_ours
-    assert MODULES["shim"].others <= set(sys.stdlib_module_names)
-    assert not [name for name, found in MODULES.items() if "shim" in found.all_ours]
+    assert not MODULES["work.shim"].all_ours
+    assert MODULES["work.shim"].others <= set(sys.stdlib_module_names)
+    assert not [name for name, found in MODULES.items() if "work.shim" in found.all_ours]
 
 
-@pytest.mark.parametrize("name", ["task", "rules"])
+@pytest.mark.parametrize("name", ["domain.task", "domain.rules"])
 def test_the_rules_are_pure(name: str) -> None:
     """No clock, no files, no network, no chance that is not an argument, no await."""
-    assert MODULES[name].all_ours <= RULES
     assert MODULES[name].others <= {"collections", "dataclasses", "enum", "random", "typing"}
-    source = (SOURCE / f"{name}.py").read_text()
+    source = file(name).read_text()
     nodes = list(ast.walk(ast.parse(source)))
     assert not [node for node in nodes if isinstance(node, ast.Await | ast.AsyncFunctionDef)]
     assert not [node for node in nodes if isinstance(node, ast.Name) and node.id in ("open", "print", "input")]
@@ -169,16 +153,18 @@ def test_the_rules_are_pure(name: str) -> None:
 # Sizes and contents.
 
 
-@pytest.mark.parametrize("name", sorted(ALL - {"shim"}))
+@pytest.mark.parametrize("name", [name for name in ALL if name != "work.shim"])
 def test_a_file_fits_in_the_head(name: str) -> None:
-    assert len((SOURCE / f"{name}.py").read_text().splitlines()) <= LINES
+    assert len(file(name).read_text().splitlines()) <= LINES
 
 
 def test_the_wheel_holds_every_module_the_schema_and_the_type_marker(tmp_path: Path) -> None:
     wheel = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed here")
     [built] = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     names = set(zipfile.ZipFile(built).namelist())
-    assert {f"taskorch/{name}.py" for name in ALL} | {"taskorch/schema.sql", "taskorch/py.typed"} <= names
+    modules = {f"taskorch/{name.replace('.', '/')}.py" for name in ALL}
+    scripts = {f"taskorch/{path.relative_to(SOURCE)}" for path in SOURCE.rglob("*.sql")}
+    assert modules | scripts | {"taskorch/py.typed"} <= names
     assert not {name for name in names if not name.startswith(("taskorch/", "taskorch-"))}
 
 

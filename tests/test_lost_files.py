@@ -13,9 +13,9 @@ import anyio
 import pytest
 from servers import Place, wait_for
 
-from taskorch import database as module
-from taskorch.database import Database, open_database
-from taskorch.errors import StoreError
+from taskorch.domain.errors import StoreError
+from taskorch.storage import database as module
+from taskorch.storage.database import Database, open_database
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="open files cannot be removed there")
 

@@ -14,7 +14,7 @@ from test_cancelled_store import check_rows
 # Imported by the server with its handlers: it is killed when a commit has been made, before anybody is answered.
 FATAL = """
 import os, signal
-from taskorch.database import Database
+from taskorch.storage.database import Database
 
 commit = Database._commit
 

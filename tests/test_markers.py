@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from taskorch.markers import LONGEST, Markers
-from taskorch.task import Progress
+from taskorch.domain.task import Progress
+from taskorch.work.markers import LONGEST, Markers
 
 HEARD = [
     (b"::progress 40\n", Progress(40, 100)),

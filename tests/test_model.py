@@ -9,8 +9,8 @@ from seeded import BUGS
 from twin import SERVERS
 from world import World, everything, opened
 
-from taskorch.errors import TaskError
-from taskorch.task import Completed, NewTask
+from taskorch.domain.errors import TaskError
+from taskorch.domain.task import Completed, NewTask
 
 
 @pytest.fixture

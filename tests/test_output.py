@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from taskorch import output
-from taskorch.output import Slice, activity, clean, grep, read
+from taskorch.work import output
+from taskorch.work.output import Slice, activity, clean, grep, read
 
 HEAD, SEGMENT = 262_144, 393_216
 

@@ -14,9 +14,9 @@ import pytest
 from clients import ERAS, Answer, Facts, call, connected, settings, stored
 from mcp import Client
 
-from taskorch import service
 from taskorch.app import running
-from taskorch.task import Status
+from taskorch.domain.task import Status
+from taskorch.mcp import service
 
 QUARTER = 900.0  # seconds
 BUILT = "4 packages built\n"

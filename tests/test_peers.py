@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from taskorch import machine
-from taskorch import peers as module
-from taskorch.errors import StoreError
-from taskorch.peers import BEAT_SECONDS, COUNTER_AT, Peers, read, refuse_foreign
+from taskorch.domain.errors import StoreError
+from taskorch.work import machine
+from taskorch.work import peers as module
+from taskorch.work.peers import BEAT_SECONDS, COUNTER_AT, Peers, read, refuse_foreign
 
 SERVER = """
 import os, pathlib, sys, time
-from taskorch.peers import Peers
+from taskorch.work.peers import Peers
 
 with Peers(pathlib.Path(sys.argv[1])) as peers:
     child = os.fork()  # it shares every descriptor
@@ -32,7 +32,7 @@ with Peers(pathlib.Path(sys.argv[1])) as peers:
 
 LOOK = """
 import pathlib, sys
-from taskorch.peers import Peers
+from taskorch.work.peers import Peers
 
 print(Peers(pathlib.Path(sys.argv[1])).is_dead(sys.argv[2]))
 """

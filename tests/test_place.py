@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import taskorch
-from taskorch import place
-from taskorch.errors import StoreError
+from taskorch.domain.errors import StoreError
+from taskorch.storage import place
 
 SOMEBODY = 12_345  # a uid that is not ours
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
@@ -209,7 +209,8 @@ def test_a_read_only_file_system_is_named_as_the_reason(folder: Path) -> None:
     folder.chmod(0o700)
     look = f"""if True:
         import pathlib
-        from taskorch import errors, place
+        from taskorch.domain import errors
+        from taskorch.storage import place
         for check in (lambda f: place.own_folder(f), lambda f: place.own_file(f / "taskorch.db"),
                       lambda f: place.own_file(f / "new.db")):
             try:

@@ -11,12 +11,12 @@ from clients import Facts, Gate, call, connected, settings
 from mcp import Client
 from mcp.shared.exceptions import MCPError
 
-from taskorch import briefs
 from taskorch.app import App, running
-from taskorch.errors import StoreError
-from taskorch.prompts import PROMPTS
-from taskorch.task import Reason
-from taskorch.tools import TOOLS
+from taskorch.domain.errors import StoreError
+from taskorch.domain.task import Reason
+from taskorch.mcp import briefs
+from taskorch.mcp.prompts import PROMPTS
+from taskorch.mcp.tools import TOOLS
 
 BYTES = 2_048
 LATER = {"kind": "echo", "delay_seconds": 3600}

@@ -13,11 +13,11 @@ from mcp_types import CallToolResult, ErrorData
 from protocol import META, TASKS, Body, Refused, Talk, talking
 
 from taskorch.app import App, running
-from taskorch.errors import StoreError
-from taskorch.protocol_tasks import Lives
-from taskorch.resources import Resources
-from taskorch.task import NewTask, Task
-from taskorch.tasks_extension import ProtocolTask, handle
+from taskorch.domain.errors import StoreError
+from taskorch.domain.task import NewTask, Task
+from taskorch.mcp.protocol_tasks import Lives
+from taskorch.mcp.resources import Resources
+from taskorch.mcp.tasks_extension import ProtocolTask, handle
 
 DAY_MS = 86_400_000
 LATER = {"kind": "echo", "delay_seconds": 3600, "wait_seconds": 20}
@@ -587,7 +587,7 @@ async def test_a_listener_is_not_told_of_what_did_not_change(
 async def test_the_acknowledgement_comes_first_whatever_changes_meanwhile(
     host: Talk, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskorch.tasks_extension.COALESCE_SECONDS", 0)
+    monkeypatch.setattr("taskorch.mcp.tasks_extension.COALESCE_SECONDS", 0)
     task_id = await begun(host, **LATER)
     asked, go = anyio.Event(), anyio.Event()
 
@@ -664,7 +664,7 @@ async def test_a_listener_may_leave_and_others_stay(host: Talk, app: App) -> Non
 async def test_a_store_that_is_busy_for_a_moment_costs_a_listener_nothing(
     host: Talk, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskorch.tasks_extension.AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("taskorch.mcp.tasks_extension.AGAIN_SECONDS", 0.01)
     task_id = await begun(host, **LATER)
     await listening(host, taskIds=[task_id])
     find, failures = Lives.find, iter([StoreError("busy")] * 3)

@@ -12,14 +12,14 @@ from fakes import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskorch import queries as module
-from taskorch import rules
-from taskorch.database import Database, open_database
-from taskorch.errors import InvalidInput, NotFound
-from taskorch.queries import Filters, Page, Queries
-from taskorch.rows import insert_all, to_values
-from taskorch.store import Store
-from taskorch.task import Cancelled, Completed, Failed, NewTask, Priority, Reason, Status, Task
+from taskorch.domain import rules
+from taskorch.domain.errors import InvalidInput, NotFound
+from taskorch.domain.task import Cancelled, Completed, Failed, NewTask, Priority, Reason, Status, Task
+from taskorch.storage import queries as module
+from taskorch.storage.database import Database, open_database
+from taskorch.storage.queries import Filters, Page, Queries
+from taskorch.storage.rows import insert_all, to_values
+from taskorch.storage.store import Store
 
 FINAL = Failed(Reason.EXIT_CODE, "exit code 7", 7, retryable=False)
 

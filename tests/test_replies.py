@@ -22,15 +22,15 @@ from clients import (
 )
 from mcp import Client
 
-from taskorch import rules
 from taskorch.app import App, running
-from taskorch.history import full_reply
-from taskorch.output import attempt_folder
-from taskorch.queries import History, Page
-from taskorch.replies import Reply, View, list_reply, task_reply
-from taskorch.task import Completed, Error, Failed, NewTask, Outcome, Priority, Progress, Reason, Status, Task
-from taskorch.waits import Tail, wait_reply
-from taskorch.wording import iso
+from taskorch.domain import rules
+from taskorch.domain.task import Completed, Error, Failed, NewTask, Outcome, Priority, Progress, Reason, Status, Task
+from taskorch.mcp.history import full_reply
+from taskorch.mcp.replies import Reply, View, list_reply, task_reply
+from taskorch.mcp.waits import Tail, wait_reply
+from taskorch.mcp.wording import iso
+from taskorch.storage.queries import History, Page
+from taskorch.work.output import attempt_folder
 
 NOW = 1_800_000_000_000
 VIEW = View(NOW, {"command", "echo"}, 50)

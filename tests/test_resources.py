@@ -17,11 +17,11 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import ResourcesListChanged, ResourceUpdated
 
-from taskorch import resources
 from taskorch.app import App, running
-from taskorch.errors import StoreError
-from taskorch.resources import COALESCE_SECONDS, LIST, Resources
-from taskorch.server import build_server
+from taskorch.domain.errors import StoreError
+from taskorch.mcp import resources
+from taskorch.mcp.resources import COALESCE_SECONDS, LIST, Resources
+from taskorch.mcp.server import build_server
 
 RECENT, FAILED, STATS = "tasks://recent", "tasks://failed", "tasks://stats"
 LATER = {"kind": "echo", "delay_seconds": 3600}

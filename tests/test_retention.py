@@ -10,14 +10,15 @@ import anyio
 import pytest
 from fakes import Clock
 
-from taskorch import housekeeping, removed
-from taskorch import queries as module
-from taskorch.database import Database, open_database
-from taskorch.errors import NotFound, StoreError
-from taskorch.housekeeping import Housekeeper
-from taskorch.queries import Queries
-from taskorch.store import Store
-from taskorch.task import Cancelled, Completed, Failed, NewTask, Outcome, Reason, Task
+from taskorch.domain.errors import NotFound, StoreError
+from taskorch.domain.task import Cancelled, Completed, Failed, NewTask, Outcome, Reason, Task
+from taskorch.storage import queries as module
+from taskorch.storage import removed
+from taskorch.storage.database import Database, open_database
+from taskorch.storage.queries import Queries
+from taskorch.storage.store import Store
+from taskorch.work import housekeeping
+from taskorch.work.housekeeping import Housekeeper
 
 DAY_MS = 24 * 3_600_000
 DAY_SECONDS = DAY_MS / 1000

@@ -11,11 +11,9 @@ from fakes import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskorch import rules
-from taskorch.database import Transaction
-from taskorch.errors import Conflict
-from taskorch.rows import insert_all, load, save, to_values
-from taskorch.task import (
+from taskorch.domain import rules
+from taskorch.domain.errors import Conflict
+from taskorch.domain.task import (
     Cancelled,
     Completed,
     Error,
@@ -30,6 +28,8 @@ from taskorch.task import (
     Status,
     Task,
 )
+from taskorch.storage.database import Transaction
+from taskorch.storage.rows import insert_all, load, save, to_values
 
 NOW = 1_800_000_000_000
 ME, PEER = 1, 2
@@ -468,7 +468,7 @@ def changed(before: Task, after: Task) -> set[str]:
 def table() -> Iterator[Transaction]:
     """The real tables, in memory."""
     connection = sqlite3.connect(":memory:", isolation_level=None, factory=Transaction)
-    connection.executescript(resources.files("taskorch").joinpath("schema.sql").read_text("utf-8"))
+    connection.executescript(resources.files("taskorch.storage").joinpath("schema.sql").read_text("utf-8"))
     try:
         yield connection
     finally:

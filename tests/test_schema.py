@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 import taskorch
-from taskorch import backup, place, schema
-from taskorch.database import open_database
-from taskorch.errors import StoreError
+from taskorch.domain.errors import StoreError
+from taskorch.storage import backup, place, schema
+from taskorch.storage.database import open_database
 
 SECONDS = 20.0
 TODAY = schema.version()
 KILLED_STEP = """if True:
     import os, pathlib, signal, sys
-    from taskorch import schema
+    from taskorch.storage import schema
 
     def step(connection):
         connection.execute("CREATE TABLE half(x)")
@@ -33,7 +33,7 @@ KILLED_STEP = """if True:
 """
 OTHER_SERVER = """if True:
     import asyncio, pathlib, sys
-    from taskorch import database
+    from taskorch.storage import database
 
     async def run():
         async with database.open_database(pathlib.Path(sys.argv[1])) as opened:

@@ -28,13 +28,13 @@ from servers import LEGACY, MODERN, Place, wait_for
 import taskorch
 from taskorch import logs
 from taskorch.app import App, running
-from taskorch.database import open_database
-from taskorch.errors import shown
-from taskorch.handlers import handler
-from taskorch.policy import NotAllowed, Policy
-from taskorch.queries import Filters, Queries
-from taskorch.store import Store
-from taskorch.task import NewTask
+from taskorch.domain.errors import shown
+from taskorch.domain.task import NewTask
+from taskorch.storage.database import open_database
+from taskorch.storage.queries import Filters, Queries
+from taskorch.storage.store import Store
+from taskorch.work.handlers import handler
+from taskorch.work.policy import NotAllowed, Policy
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
@@ -363,7 +363,7 @@ SQL = re.compile(
 )
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: path.stem)
 def test_sql_is_made_of_this_programs_own_words_only(path: Path) -> None:
     tree = ast.parse(path.read_text())
     docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -677,7 +677,15 @@ async def test_no_field_of_a_task_writes_a_line_of_its_own_in_the_log(
 # 11. Handlers.
 
 IMPORTS = [
-    *("os.system", "os:system", "subprocess", "taskorch.handlers:echo", "taskorch.demo", "../handlers", "/bin/sh"),
+    *(
+        "os.system",
+        "os:system",
+        "subprocess",
+        "taskorch.work.handlers:echo",
+        "taskorch.cli.demo",
+        "../handlers",
+        "/bin/sh",
+    ),
     *("__import__('os')", "builtins.eval", "eval", "ECHO", "echo ", " echo", "command\u200b", "test_security"),
 ]
 
@@ -693,7 +701,7 @@ async def test_a_kind_is_a_registered_name_and_never_imported(client: Client, ki
 
 def test_nothing_in_the_source_makes_code_of_data() -> None:
     makers = {"eval", "exec", "compile", "__import__", "pickle", "marshal", "shelve", "yaml", "system", "popen"}
-    for path in SOURCE.glob("*.py"):
+    for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = {node.id} if isinstance(node, ast.Name) else set[str]()
             names |= {node.attr} if isinstance(node, ast.Attribute) else set()

@@ -35,13 +35,14 @@ from mcp import Client, StdioServerParameters
 from mcp.shared.exceptions import MCPError
 from mcp_types import ResourceTemplateReference
 
-from taskorch import __version__, busy
+from taskorch import __version__
 from taskorch.app import App, running
-from taskorch.arguments import schema
-from taskorch.errors import StoreError
-from taskorch.resources import Resources
-from taskorch.server import INSTRUCTIONS, build_server
-from taskorch.tools import TOOLS
+from taskorch.domain.errors import StoreError
+from taskorch.mcp.arguments import schema
+from taskorch.mcp.resources import Resources
+from taskorch.mcp.server import INSTRUCTIONS, build_server
+from taskorch.mcp.tools import TOOLS
+from taskorch.storage import busy
 
 SCHEMAS = Path(__file__).with_name("schemas.json")
 READ_ONLY = {"list_tasks", "get_task", "wait_for_tasks", "get_task_output", "get_stats"}
@@ -331,7 +332,7 @@ async def test_a_store_that_cannot_be_written_is_called_degraded(
 
 
 async def test_a_slow_store_is_called_degraded(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskorch.health.SLOW_MS", 0.0)
+    monkeypatch.setattr("taskorch.mcp.health.SLOW_MS", 0.0)
     facts = await stats(client)
     assert facts["status"] == "degraded" and facts["store"]["write_ms"] >= 0
 

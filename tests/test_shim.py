@@ -21,7 +21,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
-SOURCE = Path(__file__).parents[1] / "src" / "taskorch" / "shim.py"
+SOURCE = Path(__file__).parents[1] / "src" / "taskorch" / "work" / "shim.py"
 SECONDS = 5.0  # for what should take milliseconds
 LISTENER = "trap 'echo heard' TERM; echo up; while :; do sleep 0.01; done"
 DEAF_TREE = """

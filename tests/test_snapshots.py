@@ -8,13 +8,13 @@ from typing import Any
 
 from clients import Facts
 
-from taskorch import rules
-from taskorch.history import full_reply
-from taskorch.output import Slice
-from taskorch.queries import History, Page
-from taskorch.replies import Reply, View, list_reply, output_reply, task_reply
-from taskorch.task import Completed, Failed, NewTask, Outcome, Priority, Progress, Reason, Task
-from taskorch.waits import Tail, wait_reply
+from taskorch.domain import rules
+from taskorch.domain.task import Completed, Failed, NewTask, Outcome, Priority, Progress, Reason, Task
+from taskorch.mcp.history import full_reply
+from taskorch.mcp.replies import Reply, View, list_reply, output_reply, task_reply
+from taskorch.mcp.waits import Tail, wait_reply
+from taskorch.storage.queries import History, Page
+from taskorch.work.output import Slice
 
 AGREED = Path(__file__).parent / "replies.json"
 NOW = 1_800_000_000_000

@@ -15,13 +15,14 @@ from fakes import Clock
 from pools import Gate, Pool, Told, log_lines, ok
 from servers import Place, wait_for
 
-from taskorch import busy, settler, worker
-from taskorch.database import Database, open_database
-from taskorch.errors import StoreError
-from taskorch.handlers import Context
-from taskorch.queries import Queries
-from taskorch.store import Store
-from taskorch.task import Status
+from taskorch.domain.errors import StoreError
+from taskorch.domain.task import Status
+from taskorch.storage import busy
+from taskorch.storage.database import Database, open_database
+from taskorch.storage.queries import Queries
+from taskorch.storage.store import Store
+from taskorch.work import settler, worker
+from taskorch.work.handlers import Context
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the holder is found through /proc/locks")
 

@@ -13,15 +13,9 @@ from fakes import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskorch import busy, claims, rules
-from taskorch import queries as queries_module
-from taskorch import store as module
-from taskorch.database import Database, Transaction, open_database
-from taskorch.errors import Conflict, NotFound, StoreError
-from taskorch.ids import new_id
-from taskorch.rows import COLUMNS, SELECT, from_row, load
-from taskorch.store import Change, Store
-from taskorch.task import (
+from taskorch.domain import rules
+from taskorch.domain.errors import Conflict, NotFound, StoreError
+from taskorch.domain.task import (
     Cancelled,
     Completed,
     Error,
@@ -35,6 +29,13 @@ from taskorch.task import (
     Status,
     Task,
 )
+from taskorch.storage import busy, claims
+from taskorch.storage import queries as queries_module
+from taskorch.storage import store as module
+from taskorch.storage.database import Database, Transaction, open_database
+from taskorch.storage.ids import new_id
+from taskorch.storage.rows import COLUMNS, SELECT, from_row, load
+from taskorch.storage.store import Change, Store
 
 ECHO = {"echo": 0}  # kinds that a server can run, and how many of each to claim ahead
 LOST = Failed(Reason.WORKER_LOST, "gone")
@@ -123,7 +124,7 @@ async def history(database: Database, task: Task) -> tuple[list[tuple[Any, ...]]
 @pytest.fixture(scope="module")
 def table() -> Iterator[sqlite3.Connection]:
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    connection.executescript(resources.files("taskorch").joinpath("schema.sql").read_text("utf-8"))
+    connection.executescript(resources.files("taskorch.storage").joinpath("schema.sql").read_text("utf-8"))
     yield connection
     connection.close()
 

@@ -16,21 +16,21 @@ import pytest
 from fakes import Clock
 from pools import Gate, Loose, Payload, Pool, Told, log_lines, ok, other_process
 
-from taskorch.attempt import Attempt, Remains
-from taskorch.database import Database
-from taskorch.handlers import Context
-from taskorch.peers import Peers
-from taskorch.queries import Queries
-from taskorch.store import Store, now_ms
-from taskorch.task import Completed, Outcome, Reason, Status, Task
+from taskorch.domain.task import Completed, Outcome, Reason, Status, Task
+from taskorch.storage.database import Database
+from taskorch.storage.queries import Queries
+from taskorch.storage.store import Store, now_ms
+from taskorch.work.attempt import Attempt, Remains
+from taskorch.work.handlers import Context
+from taskorch.work.peers import Peers
 
 SERVER = """
 import anyio, os, pathlib, sys
-from taskorch.database import open_database
-from taskorch.handlers import Handler
-from taskorch.peers import Peers
-from taskorch.store import Store
-from taskorch.worker import Worker
+from taskorch.storage.database import open_database
+from taskorch.work.handlers import Handler
+from taskorch.work.peers import Peers
+from taskorch.storage.store import Store
+from taskorch.work.worker import Worker
 
 async def work(payload):
     print("begun", flush=True)
@@ -232,7 +232,7 @@ async def test_a_frozen_server_keeps_its_work_and_completes_it(
         return is_dead(peers, *of)
 
     monkeypatch.setattr(Peers, "is_dead", look)
-    monkeypatch.setattr("taskorch.worker.TICK_SECONDS", 0.01)
+    monkeypatch.setattr("taskorch.work.worker.TICK_SECONDS", 0.01)
     with server(tmp_path) as other:
         task = await begin(pool, other)
         other.freeze()

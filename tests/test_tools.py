@@ -27,8 +27,8 @@ from clients import (
 from mcp import Client
 from mcp_types import Implementation
 
-from taskorch import actions, service, tools
 from taskorch.app import App, running
+from taskorch.mcp import actions, service, tools
 
 HOUR = 3600
 LATER = {"kind": "echo", "delay_seconds": HOUR}  # a task that stays waiting

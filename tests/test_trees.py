@@ -49,10 +49,10 @@ def test_nothing_is_left_of_a_tree_however_it_ends() -> None:
 )
 def test_what_is_left_is_seen(tmp_path: Path, broken: str, instead: str, end: str, said: str) -> None:
     shutil.copytree(Path(taskorch.__file__).parent, tmp_path / "taskorch", ignore=shutil.ignore_patterns("__pycache__"))
-    name = "shim.py" if "self" in broken else "supervised.py"
-    text = (tmp_path / "taskorch" / name).read_text()
+    source = tmp_path / "taskorch" / "work" / ("shim.py" if "self" in broken else "supervised.py")
+    text = source.read_text()
     assert text.count(broken) == 1
-    (tmp_path / "taskorch" / name).write_text(text.replace(broken, instead))
+    source.write_text(text.replace(broken, instead))
     code, report = trees("--shape", "double-fork", "--end", end, source=tmp_path)
     assert code == 1, report
     assert said in report, report

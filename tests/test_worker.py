@@ -11,17 +11,19 @@ import pytest
 from fakes import Clock
 from pools import Gate, Loose, Payload, Pool, Told, broken, log_lines, ok, other_process, write_lock
 
-from taskorch import busy, handlers, pace, rules, settler, worker
-from taskorch.attempt import Attempt, Ending, Remains
-from taskorch.database import Database
-from taskorch.errors import NonRetryable
-from taskorch.handlers import Context
-from taskorch.pace import AHEAD_MOST
-from taskorch.peers import Peers
-from taskorch.queries import Queries
-from taskorch.rules import phase
-from taskorch.store import Store
-from taskorch.task import Completed, Outcome, Phase, Priority, Reason, Status, Task
+from taskorch.domain import rules
+from taskorch.domain.errors import NonRetryable
+from taskorch.domain.rules import phase
+from taskorch.domain.task import Completed, Outcome, Phase, Priority, Reason, Status, Task
+from taskorch.storage import busy
+from taskorch.storage.database import Database
+from taskorch.storage.queries import Queries
+from taskorch.storage.store import Store
+from taskorch.work import handlers, pace, settler, worker
+from taskorch.work.attempt import Attempt, Ending, Remains
+from taskorch.work.handlers import Context
+from taskorch.work.pace import AHEAD_MOST
+from taskorch.work.peers import Peers
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 from test_process import LEGACY, MODERN, Place, Server
 
-from taskorch.actions import Call
-from taskorch.aliases import understood
 from taskorch.app import App, running
-from taskorch.arguments import parse
-from taskorch.errors import InvalidInput, TaskError
-from taskorch.queries import Filters
-from taskorch.tools import TOOLS, call_tool
+from taskorch.domain.errors import InvalidInput, TaskError
+from taskorch.mcp.actions import Call
+from taskorch.mcp.aliases import understood
+from taskorch.mcp.arguments import parse
+from taskorch.mcp.tools import TOOLS, call_tool
+from taskorch.storage.queries import Filters
 
 NOISE = re.compile(r"pydantic|https?:|Traceback|Internal error|validation error|\[type=|Error executing", re.I)
 GIT = {"payload": {"argv": ["git", "fetch"]}}

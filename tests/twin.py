@@ -5,7 +5,7 @@ from typing import Any
 
 from fakes import Clock
 
-from taskorch.task import Cancelled, Completed, Failed, Outcome, Task
+from taskorch.domain.task import Cancelled, Completed, Failed, Outcome, Task
 
 SERVERS = 2
 

@@ -10,10 +10,10 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fakes import Clock
 from twin import Row
 
-from taskorch.database import Database, open_database
-from taskorch.rows import SELECT, from_row
-from taskorch.store import Store
-from taskorch.task import Error
+from taskorch.domain.task import Error
+from taskorch.storage.database import Database, open_database
+from taskorch.storage.rows import SELECT, from_row
+from taskorch.storage.store import Store
 
 KINDS = ("echo", "sleep")
 

@@ -1,5 +1,5 @@
 """`python -m taskorch`."""
 
-from taskorch.cli import main
+from taskorch.cli.main import main
 
 main()

@@ -19,25 +19,25 @@ from mcp.server.lowlevel.server import Server
 from mcp.server.stdio import stdio_server
 
 from taskorch import __version__, parent
-from taskorch.answered import Answers, Asked
-from taskorch.attempt import Kind
-from taskorch.bell import Bell
-from taskorch.command import Command
 from taskorch.config import Settings
-from taskorch.database import open_database
-from taskorch.errors import StoreError, TaskError
-from taskorch.handlers import load_handlers
-from taskorch.housekeeping import Housekeeper
-from taskorch.peers import Peers, nobody_lives, refuse_foreign
-from taskorch.place import LEAST_FREE_BYTES, free_bytes
-from taskorch.policy import Policy
-from taskorch.protocol_tasks import serve_protocol_tasks
-from taskorch.queries import Queries
-from taskorch.resources import Resources
-from taskorch.server import build_server, initialization
-from taskorch.service import Service
-from taskorch.store import Store
-from taskorch.worker import Worker
+from taskorch.domain.errors import StoreError, TaskError
+from taskorch.mcp.answered import Answers, Asked
+from taskorch.mcp.protocol_tasks import serve_protocol_tasks
+from taskorch.mcp.resources import Resources
+from taskorch.mcp.server import build_server, initialization
+from taskorch.mcp.service import Service
+from taskorch.storage.database import open_database
+from taskorch.storage.place import LEAST_FREE_BYTES, free_bytes
+from taskorch.storage.queries import Queries
+from taskorch.storage.store import Store
+from taskorch.work.attempt import Kind
+from taskorch.work.bell import Bell
+from taskorch.work.command import Command
+from taskorch.work.handlers import load_handlers
+from taskorch.work.housekeeping import Housekeeper
+from taskorch.work.peers import Peers, nobody_lives, refuse_foreign
+from taskorch.work.policy import Policy
+from taskorch.work.worker import Worker
 
 DAY_MS = 86_400_000
 CANNOT_START = 2

@@ -9,7 +9,7 @@ from platformdirs import user_config_path, user_state_path
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from taskorch.errors import shown
+from taskorch.domain.errors import shown
 
 PREFIX = "TASKORCH_"
 GIVEN_TO_COMMANDS = {"TASKORCH_TASK_ID", "TASKORCH_ATTEMPT", "TASKORCH_IDEMPOTENCY_KEY"}

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import anyio
 
-from taskorch.database import open_database
-from taskorch.task import Cancelled, Failed, Priority, Reason
+from taskorch.domain.task import Cancelled, Failed, Priority, Reason
+from taskorch.storage.database import open_database
 
 if __package__ == "tests.evals":
     from tests.evals.world import Try, World, at

@@ -7,12 +7,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from taskorch import rules
-from taskorch.database import Database
-from taskorch.output import attempt_folder
-from taskorch.rows import insert_all, load, to_values
-from taskorch.store import Store
-from taskorch.task import Completed, NewTask, Outcome, Task
+from taskorch.domain import rules
+from taskorch.domain.task import Completed, NewTask, Outcome, Task
+from taskorch.storage.database import Database
+from taskorch.storage.rows import insert_all, load, to_values
+from taskorch.storage.store import Store
+from taskorch.work.output import attempt_folder
 
 HEAD_BYTES = 262_144  # what a supervisor keeps of long output: its first bytes,
 SEGMENT_BYTES = 393_216  # and its last ones, in two files of this size at most

@@ -1,0 +1,1 @@
+"""The command line, and what it does to hosts and state folders."""

@@ -1,0 +1,197 @@
+"""The command line. Without a subcommand it serves MCP over stdio. What needs the MCP SDK imports it when it runs."""
+
+import json
+import logging
+import os
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import anyio
+import typer
+from pydantic import ValidationError
+
+from taskorch import __version__, logs
+from taskorch.cli.hosts import HostName
+from taskorch.config import PREFIX, Settings, config_file, load_settings, unknown_keys, unknown_variables
+from taskorch.domain.errors import StoreError, readable
+
+FAILED = 1
+USAGE = 2  # exit code for what the caller can mend
+
+HINT = """\
+taskorch is an MCP server: a host (Claude Desktop, Claude Code, the MCP Inspector, ...) starts it and talks to it over
+stdin, so there is nothing to type here.
+
+  taskorch demo      see it at work
+  taskorch doctor    what may be wrong on this machine, and how to mend it
+  taskorch install   name it in a host's configuration
+  taskorch --help    options and settings
+
+A host that `taskorch install` does not know takes this in its MCP configuration:
+
+  {"mcpServers": {"taskorch": {"command": "taskorch"}}}
+"""
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+StateDir = Annotated[Path | None, typer.Option(help="Where database, output and locks are kept.")]
+
+
+@cli.callback(invoke_without_command=True)
+def serve(
+    context: typer.Context,
+    state_dir: StateDir = None,
+    concurrency: Annotated[int | None, typer.Option(help="How many tasks run at once in this process.")] = None,
+    allow_commands: Annotated[
+        str | None, typer.Option(help="Programs that commands may run, comma-separated; * allows every program.")
+    ] = None,
+    handlers: Annotated[str | None, typer.Option(help="Python modules with handlers, comma-separated.")] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Durable background tasks for MCP clients, served over stdin and stdout.
+
+    Every option has a TASKORCH_ variable; the README lists all settings.
+    """
+    if version:
+        typer.echo(f"taskorch {__version__}")
+        return
+    flags = {"state_dir": state_dir, "concurrency": concurrency, "allow_commands": allow_commands, "handlers": handlers}
+    context.obj = flags
+    if context.invoked_subcommand is not None:
+        return
+    settings = _settings(flags)
+    if sys.platform == "win32":
+        _refuse("taskorch does not run on Windows yet: use Linux, macOS or WSL.")
+    if not (sys.stdin and sys.stdout):
+        _refuse("stdin and stdout must be open: MCP is spoken over them.")
+    if sys.stdin.isatty():
+        typer.echo(HINT, err=True)
+        raise typer.Exit(USAGE)
+    _serve(settings)
+
+
+@cli.command()
+def demo() -> None:
+    """Run thirteen tasks through a real server over stdio and show what becomes of them."""
+    from taskorch.cli.demo import run_demo
+
+    raise typer.Exit(anyio.run(run_demo))
+
+
+@cli.command()
+def doctor(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Look for what may be wrong and say how to mend it; changes nothing. Exit code 1 if something must be mended."""
+    from taskorch.cli import doctor as examination
+
+    folder, checks = examination.diagnose(_flags(context, state_dir))
+    if as_json:
+        typer.echo(json.dumps(examination.facts(folder, checks), indent=2))
+    else:
+        typer.echo("\n".join(examination.report(folder, checks)))
+    raise typer.Exit(0 if examination.is_healthy(checks) else FAILED)
+
+
+@cli.command()
+def backup(
+    context: typer.Context,
+    file: Annotated[
+        Path | None, typer.Argument(help="The copy, which must not exist yet; by default one in STATE_DIR/backups.")
+    ] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Copy the database to a file of its own, also while servers run, and print its path."""
+    from taskorch.storage.backup import backup_database
+
+    settings = _settings(_flags(context, state_dir))
+    try:
+        typer.echo(backup_database(settings.state_dir / "taskorch.db", file and file.absolute()))
+    except StoreError as error:
+        _refuse(str(error), FAILED)
+
+
+@cli.command()
+def install(
+    context: typer.Context,
+    host: Annotated[HostName, typer.Argument(help="Whose configuration is to name this taskorch.")],
+    env: Annotated[
+        list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="A variable for the server; repeatable.")
+    ] = None,
+    allow_command: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A program that commands may run; repeatable.")
+    ] = None,
+    project: Annotated[bool, typer.Option("--project", help="The file of the project in this folder.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the entry out again.")] = False,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the entry and write nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Write without asking.")] = False,
+) -> None:
+    """Name this taskorch in a host's configuration: shows the change, asks, keeps a copy of the file.
+
+    Nothing else in the file is touched. Options before `install` go into the entry too.
+    """
+    from taskorch.cli import install as setup
+
+    if remove and only_print:
+        _refuse("--print and --remove exclude each other.")
+    try:
+        variables = _given(context.obj) | setup.environment(env or ())
+        plan = setup.plan(host, Path.cwd() if project else None, variables, allow_command or (), remove)
+    except ValueError as error:
+        _refuse(str(error))
+    _settings({name.removeprefix(PREFIX).lower(): v for name, v in variables.items() if name.startswith(PREFIX) and v})
+    raise typer.Exit(setup.carry_out(plan, yes, only_print))
+
+
+def main() -> None:
+    """The `taskorch` command."""
+    cli(prog_name="taskorch")
+
+
+def _serve(settings: Settings) -> None:
+    from taskorch.app import leave, serve
+
+    leave(anyio.run(serve, settings))
+
+
+def _settings(flags: Mapping[str, object]) -> Settings:
+    try:
+        settings = load_settings(**flags)
+    except ValidationError as error:
+        _refuse(f"a setting is wrong: {readable(error)} Set it by flag, by {PREFIX}… or in config.toml.")
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        _refuse(f"{config_file()} cannot be read: {error}")
+    logs.start(settings.log_level)
+    log = logging.getLogger(__name__)
+    for name in unknown_variables(os.environ):
+        log.warning("the variable %s means nothing to taskorch", name)
+    for name in unknown_keys():
+        log.warning("the key %s in %s means nothing to taskorch", name, config_file())
+    return settings
+
+
+def _given(flags: Mapping[str, object]) -> dict[str, str]:
+    """Flags as the variables that mean the same in any folder."""
+    said = {
+        name: os.path.abspath(v.expanduser()) if isinstance(v, Path) else str(v)
+        for name, v in flags.items()
+        if v is not None
+    }
+    return {PREFIX + name.upper(): value for name, value in said.items()}
+
+
+def _flags(context: typer.Context, state_dir: Path | None) -> dict[str, object]:
+    """What was given before the subcommand's name, and after it."""
+    return {**context.obj, "state_dir": state_dir or context.obj["state_dir"]}
+
+
+def _refuse(text: str, code: int = USAGE) -> NoReturn:
+    """One readable line on stderr, and out."""
+    typer.echo(f"taskorch: {text}", err=True)
+    raise typer.Exit(code)

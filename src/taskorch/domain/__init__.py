@@ -1,0 +1,1 @@
+"""The words and the rules: pure, without clock or I/O."""

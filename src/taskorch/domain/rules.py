@@ -1,0 +1,317 @@
+"""The rules: every move that a task can make. Pure: time, ids and chance come in as arguments.
+
+Each rule takes a Task and returns the Task it becomes; none changes anything in place. Times are milliseconds since
+the epoch (UTC). `schema.sql` repeats the invariants as CHECK constraints.
+"""
+
+from collections.abc import Collection, Mapping
+from random import Random
+from typing import Any
+
+from taskorch.domain.errors import Conflict
+from taskorch.domain.task import (
+    BLANK,
+    Cancelled,
+    Completed,
+    Error,
+    Failed,
+    Interrupted,
+    NewTask,
+    Outcome,
+    Phase,
+    Progress,
+    Reason,
+    Status,
+    Task,
+)
+
+MAX_INTERRUPTIONS = 5
+BACKOFF_FIRST_MS = 2_000
+BACKOFF_CAP_MS = 300_000
+
+MOVES: Mapping[Status, frozenset[Status]] = {
+    Status.WAITING: frozenset({Status.WAITING, Status.WORKING, Status.FAILED, Status.CANCELLED}),
+    Status.WORKING: frozenset(Status),
+    Status.COMPLETED: frozenset(),
+    Status.FAILED: frozenset({Status.WAITING}),
+    Status.CANCELLED: frozenset({Status.WAITING}),
+}
+
+EDITABLE_WAITING = frozenset(
+    {"name", "priority", "payload", "run_at", "expires_at", "max_attempts", "timeout_seconds", "labels", "paused"}
+)
+EDITABLE_WORKING = frozenset({"priority", "labels"})
+
+
+def create(new: NewTask, *, seq: int, task_id: str, now: int) -> Task:
+    """A new waiting task, in the ready index if it may run now."""
+    task = with_values(
+        BLANK,
+        seq=seq,
+        id=task_id,
+        name=new.name,
+        kind=new.kind,
+        payload=new.payload,
+        priority=new.priority,
+        rank=int(new.priority),
+        max_attempts=new.max_attempts,
+        timeout_seconds=new.timeout_seconds,
+        on_server_exit=new.on_server_exit,
+        labels=new.labels,
+        run_at=new.run_at,
+        expires_at=new.expires_at,
+        created_at=now,
+        updated_at=now,
+    )
+    return file(task, now)
+
+
+def starts_left(task: Task) -> int:
+    """How many more starts the budget allows; interruptions were given back."""
+    return task.max_attempts + task.interruptions - task.attempt
+
+
+def claim(task: Task, owner: int, now: int) -> Task:
+    """waiting → working: the next attempt belongs to `owner`. To be committed before anything starts."""
+    if not may_run(task, now):
+        raise Conflict(f"task {task.label} may not start now")
+    return _move(
+        task,
+        Status.WORKING,
+        now,
+        ready=False,
+        attempt=task.attempt + 1,
+        owner=owner,
+        started_at=now,
+        error=None,
+        progress=None,
+    )
+
+
+def may_run(task: Task, now: int) -> bool:
+    """Whether a claim would be right at this moment."""
+    due = task.run_at is None or task.run_at <= now
+    return task.status is Status.WAITING and due and not task.paused and not is_expired(task, now)
+
+
+def settle(task: Task, outcome: Outcome, now: int, started_at: int | None = None) -> Task:
+    """Apply the end of the current attempt. A cancel request beats a retry; work that completed stays completed.
+
+    `started_at` is when the work really began, if that was later than the claim.
+    """
+    _must_work(task)
+    began = task.started_at if started_at is None else started_at
+    match outcome:
+        case Completed(result):
+            return _end(task, Status.COMPLETED, now, began, result=result, progress=None)
+        case Cancelled(message):
+            return _cancelled(task, now, began, message)
+        case _ if task.cancel_requested_at is not None:
+            return _cancelled(task, now, began, outcome.message)
+        case Failed(reason, message, exit_code, retryable):
+            error = Error(reason, message, exit_code)
+            if retryable and starts_left(task) > 0:
+                return _wait(task, now, run_at=now + backoff_ms(task.id, task.attempt), started_at=began, error=error)
+            return _end(task, Status.FAILED, now, began, error=error)
+        case Interrupted(message):
+            if task.interruptions >= MAX_INTERRUPTIONS:
+                error = Error(Reason.POISON, f"interrupted {MAX_INTERRUPTIONS + 1} times; not started again")
+                return _end(task, Status.FAILED, now, began, error=error)
+            error = Error(Reason.INTERRUPTED, message or "the server stopped; the task runs again")
+            return _wait(task, now, run_at=None, started_at=began, error=error, interruptions=task.interruptions + 1)
+
+
+def adopt(task: Task, owner: int, now: int) -> Task:
+    """working → working: another server goes on with the same attempt of a command that outlived its owner."""
+    _must_work(task)
+    return _move(task, Status.WORKING, now, owner=owner)
+
+
+def cancel(task: Task, reason: str, now: int) -> Task:
+    """Cancel what waits at once; ask what works to stop; leave what has ended as it is."""
+    if task.ended or task.cancel_requested_at is not None:
+        return task
+    if task.status is Status.WAITING:
+        return _end(task, Status.CANCELLED, now, task.started_at, error=Error(Reason.USER, reason))
+    return _move(task, Status.WORKING, now, cancel_requested_at=now, cancel_reason=reason)
+
+
+def expire(task: Task, now: int) -> Task:
+    """waiting → failed: `expires_at` has passed."""
+    if not is_expired(task, now):
+        raise Conflict(f"task {task.label} has not expired")
+    again = " again" if task.attempt else ""
+    error = Error(Reason.EXPIRED, f"it had not started{again} when expires_at passed")
+    return _end(task, Status.FAILED, now, task.started_at, error=error)
+
+
+def is_expired(task: Task, now: int) -> bool:
+    return task.status is Status.WAITING and task.expires_at is not None and task.expires_at <= now
+
+
+def retry(task: Task, run_at: int | None, now: int) -> Task:
+    """failed or cancelled → waiting, with at least one more start; the history and the attempt number stay."""
+    if task.status not in (Status.FAILED, Status.CANCELLED):
+        raise Conflict(f"{task.label} is {task.status}; retry_task works on failed and cancelled tasks.{_hint(task)}")
+    if task.delete_requested:
+        raise Conflict(f"{task.label} is about to be deleted. Create a new task instead.")
+    expired = task.expires_at is not None and task.expires_at <= max(now, run_at or now)
+    return _wait(
+        task,
+        now,
+        run_at=run_at,
+        error=None,
+        max_attempts=max(task.max_attempts, task.attempt - task.interruptions + 1),
+        paused=False,
+        expires_at=None if expired else task.expires_at,
+        cancel_requested_at=None,
+        cancel_reason=None,
+    )
+
+
+def edit(task: Task, changes: Mapping[str, Any], expected_version: int | None, now: int) -> Task:
+    """Set the given fields of the task where its status allows it, all or nothing. `run_at=None` means at once."""
+    if task.ended:
+        raise Conflict(f"{task.label} is {task.status} and can no longer be changed.{_hint(task)}")
+    if expected_version is not None and expected_version != task.version:
+        raise Conflict(
+            f"{task.label} is at version {task.version}, not {expected_version}: it was changed meanwhile. "
+            f"Read it with get_task and call again with expected_version={task.version}."
+        )
+    allowed = EDITABLE_WAITING if task.status is Status.WAITING else EDITABLE_WORKING
+    refused = sorted(set(changes) - allowed)
+    if refused:
+        raise Conflict(
+            f"{task.label} is working: {', '.join(refused)} cannot be changed now; "
+            f"{' and '.join(sorted(EDITABLE_WORKING))} can. Cancel it first, or create a new task."
+        )
+    if "payload" in changes and task.attempt > 0:
+        raise Conflict(f"{task.label} has started before, so its payload is fixed. Create a new task instead.")
+    fields = dict(changes)
+    if (most := fields.get("max_attempts")) is not None and most + task.interruptions <= task.attempt:
+        least = task.attempt - task.interruptions + 1
+        raise Conflict(f"{task.label} has had {least - 1} start(s); max_attempts must be at least {least}.")
+    if "priority" in fields:
+        fields["rank"] = int(fields["priority"])
+    edited = _move(task, task.status, now, **fields)
+    timed = "run_at" in fields or "expires_at" in fields
+    if timed and edited.run_at and edited.expires_at and edited.expires_at <= edited.run_at:
+        raise Conflict(f"{task.label} would expire before it may start. Set expires_at after run_at.")
+    return file(edited, now) if task.status is Status.WAITING else edited
+
+
+def file(task: Task, now: int) -> Task:
+    """Enter or leave the ready index. Not a change that anybody sees: version and updated_at stay."""
+    ready = may_run(task, now)
+    return task if task.ready is ready else with_values(task, ready=ready)
+
+
+def restore_backoff(task: Task, now: int) -> Task:
+    """The same wait from now, of a task whose backoff was reckoned by a clock that has been set back since."""
+    if task.run_at is None:
+        return task
+    return with_values(task, run_at=min(task.run_at, now + max(0, task.run_at - task.updated_at)), updated_at=now)
+
+
+def report(task: Task, progress: Progress, now: int) -> Task:
+    """Note how far the current attempt is. It does not raise the version: nobody's edit conflicts with it."""
+    _must_work(task)
+    return with_values(task, progress=progress, updated_at=now)
+
+
+def request_delete(task: Task, confirm: bool, now: int, asked: int | None = None) -> Task | None:
+    """None: the task may be deleted now. A task: it is being cancelled and goes when it has ended.
+
+    `asked`: the attempt that the confirmation is about, None for whichever.
+    """
+    if task.status is not Status.WORKING:
+        return None
+    if asked not in (None, task.attempt):
+        raise Conflict(f"{task.label} was started again while the user was asked. Call delete_task again.")
+    if not confirm:
+        raise Conflict(
+            f"{task.label} is working; deleting it ends its work. Call delete_task again with confirm=true, "
+            "or cancel_task first."
+        )
+    wish = {"delete_requested": True, "updated_at": now, "version": task.version + 1}
+    return with_values(cancel(task, "deleted while working", now), **wish)
+
+
+def phase(task: Task, now: int, kinds: Collection[str]) -> Phase | None:
+    """Why the task waits, or that it is being cancelled. `kinds`: what some live server can run."""
+    if task.status is Status.WORKING:
+        return Phase.CANCELLING if task.cancel_requested_at is not None else None
+    if task.status is not Status.WAITING:
+        return None
+    if task.paused:
+        return Phase.PAUSED
+    if task.kind not in kinds:
+        return Phase.BLOCKED
+    if task.run_at is not None and task.run_at > now:
+        return Phase.BACKOFF if task.error is not None else Phase.SCHEDULED
+    return Phase.READY
+
+
+def backoff_ms(task_id: str, attempt: int) -> int:
+    """How long to wait after failure number `attempt`: exponential, half of it jittered, and the same at every call."""
+    whole = min(BACKOFF_CAP_MS, BACKOFF_FIRST_MS * 2 ** min(attempt - 1, 20))
+    return int(whole / 2 + whole / 2 * Random(f"{task_id}/{attempt}").random())
+
+
+def with_values(task: Task, **changes: Any) -> Task:
+    """A copy with other values: dataclasses.replace at a tenth of its price, which every claim and settlement pays."""
+    copy = object.__new__(Task)
+    copy.__dict__.update(task.__dict__, **changes)
+    return copy
+
+
+def _move(task: Task, to: Status, now: int, **changes: Any) -> Task:
+    """The one door: every change of a task that a caller can see passes here."""
+    if to not in MOVES[task.status]:
+        raise Conflict(f"{task.label} is {task.status} and cannot become {to}.{_hint(task)}")
+    return with_values(task, status=to, updated_at=now, version=task.version + 1, **changes)
+
+
+def _must_work(task: Task) -> None:
+    """What has no attempt under way has nothing to settle, adopt or report. Raises Conflict."""
+    if task.status is not Status.WORKING:
+        raise Conflict(f"{task.label} is {task.status}: no attempt of it is under way.{_hint(task)}")
+
+
+def _end(task: Task, to: Status, now: int, started_at: int | None, **changes: Any) -> Task:
+    gone = {"ready": False, "paused": False, "owner": None}
+    return _move(task, to, now, **gone, started_at=started_at, finished_at=now, **changes)
+
+
+def _wait(task: Task, now: int, *, run_at: int | None, error: Error | None, **changes: Any) -> Task:
+    waiting = _move(
+        task,
+        Status.WAITING,
+        now,
+        owner=None,
+        finished_at=None,
+        progress=None,
+        result=None,
+        run_at=run_at,
+        error=error,
+        **changes,
+    )
+    return file(waiting, now)
+
+
+def _cancelled(task: Task, now: int, started_at: int | None, message: str) -> Task:
+    text = "; ".join(part for part in (task.cancel_reason, message) if part)
+    return _end(task, Status.CANCELLED, now, started_at, error=Error(Reason.USER, text or "cancelled"))
+
+
+def _hint(task: Task) -> str:
+    match task.status:
+        case Status.WAITING:
+            state = "has not started yet" if task.attempt == 0 else "waits for its next attempt"
+            return f' It {state}. See get_task("{task.id}").'
+        case Status.WORKING:
+            return f' Wait for it with wait_for_tasks(["{task.id}"]), or call cancel_task first.'
+        case Status.COMPLETED:
+            return " Create a new task to do the work again."
+        case _:
+            return f' To run it again call retry_task("{task.id}").'

@@ -1,0 +1,1 @@
+"""The MCP side: tools, resources, prompts, and what they answer."""

@@ -1,0 +1,223 @@
+"""What the tools do: a function each. How they look to a model is in `tools`."""
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anyio.to_thread
+
+from taskorch.domain.errors import InvalidInput, did_you_mean, shown
+from taskorch.domain.task import Kind, NewTask, Priority, Status, Task
+from taskorch.mcp import arguments as args
+from taskorch.mcp.health import stats_reply
+from taskorch.mcp.history import full_reply
+from taskorch.mcp.replies import Reply, list_reply, output_reply, task_reply
+from taskorch.mcp.service import Service, Tell, missing
+from taskorch.mcp.waits import wait_order, wait_reply
+from taskorch.mcp.wording import iso
+from taskorch.storage.queries import Filters
+from taskorch.storage.store import Wish
+from taskorch.work import output
+
+DELETE_SECONDS = 25.0  # how long delete_task waits for a working task to end
+CURSOR = re.compile(r"c[0-9]{1,18}")  # what SQLite can hold
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a tool: who called, how to tell them progress, and how to ask the person behind them.
+
+    `ask(question, about)`: the person's answer, None if they cannot be asked.
+    """
+
+    by: str
+    tell: Tell
+    ask: Callable[[str, str], Awaitable[bool | None]]
+
+
+async def create_task(service: Service, call: Call, a: args.CreateTask) -> Reply:
+    _check_wait(service, "wait_seconds", a.wait_seconds)
+    view = await service.view()  # what may fail comes before the task is stored
+    task, there = await _store(service, new_task(service, a), a.dedupe_key)
+    before, marks = ("Already created: ", {"deduplicated": True}) if there else ("Created ", {})
+    if a.wait_seconds == 0:
+        return task_reply(task, view, before, marks)
+    found = await service.wait_until(lambda tasks: all(t.ended for t in tasks), [task.id], a.wait_seconds, call.tell)
+    return task_reply(found[0] if found else task, await service.view(), before, marks)
+
+
+async def list_tasks(service: Service, call: Call, a: args.ListTasks) -> Reply:
+    filters = Filters(
+        status=Status(a.status) if a.status else None,
+        kind=a.kind,
+        priority=Priority[a.priority.upper()] if a.priority else None,
+        label=a.label,
+        text=a.text,
+        created_after=a.created_after,
+        created_before=a.created_before,
+    )
+    page = await service.queries.page(filters, a.limit, _seq(a.cursor))
+    cursor = None if page.next_seq is None else f"c{page.next_seq}"
+    return list_reply(page, cursor, await service.view())
+
+
+async def get_task(service: Service, call: Call, a: args.GetTask) -> Reply:
+    task = await service.queries.resolve(a.task_id)
+    view = await service.view()
+    if a.detail == "concise":
+        return task_reply(task, view)
+    folder = str(output.attempt_folder(service.output_folder, task.id, task.attempt))
+    has_output = task.kind == "command" and task.attempt > 0
+    return full_reply(task, await service.queries.history(task), view, folder if has_output else None)
+
+
+async def update_task(service: Service, call: Call, a: args.UpdateTask) -> Reply:
+    task = await service.queries.resolve(a.task_id)
+    given = a.model_dump(exclude={"task_id", "expected_version", "delay_seconds", "run_at"}, exclude_none=True)
+    begin = args.start(a.delay_seconds, a.run_at, service.store.now())
+    changes: dict[str, Any] = given | ({} if begin is None else {"run_at": begin})
+    if not changes:
+        raise InvalidInput("update_task was given nothing to change. Add a field, like priority or delay_seconds.")
+    if a.priority:
+        changes["priority"] = Priority[a.priority.upper()]
+    if a.labels is not None:
+        changes["labels"] = tuple(a.labels)
+    if a.payload is not None:
+        _kind(service, task.kind).check(a.payload)
+    if a.expires_at is not None:
+        _check_expiry(a.expires_at, None, service.store.now())
+    updated = await service.store.edit(task.id, changes, a.expected_version, call.by)
+    return task_reply(updated, await service.view(), "Updated ")
+
+
+async def cancel_task(service: Service, call: Call, a: args.CancelTask) -> Reply:
+    task = await service.queries.resolve(a.task_id)
+    after = await service.store.cancel(task.id, a.reason, call.by)
+    return task_reply(after, await service.view(), "Already ended: " if task.ended else "")
+
+
+async def retry_task(service: Service, call: Call, a: args.RetryTask) -> Reply:
+    task = await service.queries.resolve(a.task_id)
+    run_at = service.store.now() + round(a.delay_seconds * 1000) if a.delay_seconds else None
+    return task_reply(await service.store.retry(task.id, run_at, call.by), await service.view(), "Retrying ")
+
+
+async def delete_task(service: Service, call: Call, a: args.DeleteTask) -> Reply:
+    task = await service.queries.resolve(a.task_id, prefixes=False)
+    confirm, asked = a.confirm, None
+    if task.status is Status.WORKING and not confirm:
+        question = f"{task.label} is working. Cancel it and delete it with its output?"
+        answer = await call.ask(question, f"delete {task.id} attempt {task.attempt}")
+        if answer is False:
+            return Reply(f"Not deleted: the user said no. {task.label} goes on.", {"id": task.id, "deleted": False})
+        confirm, asked = bool(answer), task.attempt
+    left = await service.store.delete(task.id, confirm, call.by, asked)
+    if left is not None:
+        await service.wait_until(lambda tasks: not tasks, [task.id], DELETE_SECONDS, call.tell)
+        left = (await service.queries.get_many([task.id]) or [None])[0]
+    if left is None:
+        return Reply(f"Deleted {task.label}.", {"id": task.id, "deleted": True})
+    note = f"{task.label} is being cancelled and is deleted when it has ended."
+    return Reply(note, {"id": task.id, "deleted": False, "phase": "cancelling"})
+
+
+async def wait_for_tasks(service: Service, call: Call, a: args.WaitForTasks) -> Reply:
+    seconds = a.timeout_seconds
+    if "timeout_seconds" in a.model_fields_set:
+        _check_wait(service, "timeout_seconds", seconds)
+    ids, gone = await service.stored(a.task_ids)
+    until = all if a.until == "all" else any
+
+    def done(tasks: Sequence[Task]) -> bool:
+        return until(task.ended for task in tasks) or (a.until == "any" and len(tasks) < len(ids)) or not tasks
+
+    tasks = await service.wait_until(done, ids, min(seconds, service.wait_cap_seconds), call.tell)
+    tails = await service.tails(wait_order(tasks))
+    return wait_reply(tasks, gone + missing(ids, tasks), done(tasks), tails, await service.view())
+
+
+async def get_task_output(service: Service, call: Call, a: args.GetTaskOutput) -> Reply:
+    task = await service.queries.resolve(a.task_id)
+    attempt = a.attempt or task.attempt
+    if attempt > task.attempt:
+        raise InvalidInput(
+            f"{task.label} has had {task.attempt} attempts; there is no attempt {attempt}. "
+            "Leave attempt out for the latest."
+        )
+    if a.offset is not None and a.tail_bytes != args.OUTPUT_BYTES:
+        raise InvalidInput("tail_bytes and offset exclude each other; give one of them.")
+    folder = output.attempt_folder(service.output_folder, task.id, attempt)
+
+    def read() -> output.Slice:
+        if a.grep is not None:
+            return output.grep(folder, a.grep, offset=a.offset or 0, max_bytes=a.tail_bytes)
+        return output.read(folder, offset=a.offset, max_bytes=a.tail_bytes)
+
+    return output_reply(task, attempt, await anyio.to_thread.run_sync(read), a.grep)
+
+
+async def get_stats(service: Service, call: Call, a: args.GetStats) -> Reply:
+    return await stats_reply(service)
+
+
+def new_task(service: Service, a: args.TaskWish) -> NewTask:
+    """What the arguments ask for. Raises InvalidInput."""
+    now = service.store.now()
+    kind = _kind(service, a.kind)
+    kind.check(a.payload)
+    run_at = args.start(a.delay_seconds, a.run_at, now)
+    if a.expires_at is not None:
+        _check_expiry(a.expires_at, run_at, now)
+    return NewTask(
+        kind=a.kind,
+        payload=a.payload,
+        name=a.name,
+        priority=Priority[a.priority.upper()],
+        max_attempts=a.max_attempts or kind.max_attempts,
+        timeout_seconds=a.timeout_seconds or service.timeout_seconds,
+        run_at=run_at,
+        expires_at=a.expires_at,
+        on_server_exit=a.on_server_exit or service.on_server_exit,
+        labels=tuple(a.labels),
+    )
+
+
+async def _store(service: Service, new: NewTask, key: str | None) -> tuple[Task, bool]:
+    if key is None:
+        return await service.store.add(new), False
+    return (await service.store.add_all([Wish(new, key)]))[0]
+
+
+def _kind(service: Service, name: str) -> Kind:
+    if name not in service.kinds:
+        known = sorted(service.kinds)
+        raise InvalidInput(f"Unknown kind {shown(name)}.{did_you_mean(name, known)} Use one of: {', '.join(known)}.")
+    return service.kinds[name]
+
+
+def _check_expiry(expires_at: int, run_at: int | None, now: int) -> None:
+    if expires_at <= max(now, run_at or 0):
+        raise InvalidInput(
+            f"expires_at {iso(expires_at)} must lie ahead, and after run_at; the task could never start. "
+            "Choose a later time."
+        )
+
+
+def _check_wait(service: Service, name: str, seconds: float) -> None:
+    cap = service.wait_cap_seconds
+    if seconds > cap:
+        raise InvalidInput(
+            f"{name} {seconds:g} is not allowed; it must be at most {cap:g}: hosts end calls after about a minute. "
+            f"Wait {cap:g} s at a time, or have the user raise TASKORCH_WAIT_CAP_SECONDS."
+        )
+
+
+def _seq(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    if not CURSOR.fullmatch(cursor):
+        raise InvalidInput(
+            f"cursor {shown(cursor)} is not one of list_tasks; leave it out to begin with the newest task."
+        )
+    return int(cursor[1:])

@@ -1,0 +1,120 @@
+"""What to say to wishes that cannot be met: other systems' arguments and tools, by the names that models try."""
+
+import difflib
+import re
+from collections.abc import Collection
+
+from taskorch.domain.errors import InvalidInput, shown, snake_case
+
+NO_REPEATS = "A task runs once. Create the next one when this has ended, or leave repeating to the user's cron."
+NO_ORDER = "Tasks do not wait for each other: wait_for_tasks, then create the next one."
+ALWAYS = "Every task runs in the background; leave it out."
+GIVEN = "The server makes the id. Give a name instead: it will do wherever an id is wanted."
+ONE_EACH = "One call makes one task: call create_tasks for several."
+NEWEST = "Tasks come newest first, always; leave it out."
+PAGES = "Pages go by cursor: call again with cursor=next_cursor of the page before; limit is the size of a page."
+ROWS = 'Rows are short, always; get_task(detail="full") tells all of one task.'
+ONE_SEEN = "One task is seen with get_task, several at once with wait_for_tasks and timeout_seconds=0."
+TIMES = "Of times there are created_after and created_before; rows say when a task ended."
+STATUS = "A status is not set: call cancel_task or retry_task, or give paused=true or paused=false here."
+SAME_WORK = "The same work runs again, at once or after delay_seconds. To change it, create a new task."
+BYTES = "Output is counted in bytes, not lines: give tail_bytes (at most 2048), or offset or grep."
+BOTH = "stdout and stderr are kept as one output; leave it out."
+FOLLOW = "To follow what works call wait_for_tasks: it shows the last output."
+ONE_ID = "This takes one task by task_id: call list_tasks to find them, then call it once for each."
+TREE = "The whole process tree is ended, first asked, then forced; leave it out."
+FULL = 'Write detail="full" for payload, attempts and events; get_task_output has the output.'
+
+# For each tool: words for what it does not have, and what to do about it.
+UNKNOWN: dict[str, dict[str, str]] = {
+    "create_task": {
+        "cron cron_expression repeat repeat_every recurring recurrence interval interval_seconds every": NO_REPEATS,
+        "depends_on dependencies after parent parent_id blocked_by requires": NO_ORDER,
+        "background run_in_background detach detached async async_mode is_background blocking": ALWAYS,
+        "id task_id uuid": GIVEN,
+        "tasks task_ids commands items": ONE_EACH,
+        "paused": "Create it with delay_seconds or run_at, then call update_task(paused=true).",
+        "status": "A new task waits, always; leave it out.",
+        "callback callback_url webhook webhook_url notify": "Nobody is called back: call wait_for_tasks.",
+        "prompt instructions agent": "A task runs a program or a Python handler, no model. get_stats lists the kinds.",
+        "code source": 'Name the program that runs it: payload={"argv": ["python3", "-c", "print(1)"]}.',
+        "seconds duration": 'The kind "sleep" takes it in its payload: payload={"seconds": 3}.',
+    },
+    "list_tasks": {
+        "sort sort_by order order_by order_dir direction descending reverse": NEWEST,
+        "page page_number offset skip start": PAGES,
+        "detail details verbose fields include full": ROWS,
+        "id ids task_id task_ids task tasks": ONE_SEEN,
+        "phase": 'What is scheduled, paused or blocked has the status "waiting"; its row says which.',
+        "finished_after finished_before started_after updated_after ended_after": TIMES,
+    },
+    "get_task": {"full verbose include include_history include_output include_payload history details": FULL},
+    "update_task": {
+        "status state phase": STATUS,
+        "kind type": "The kind of a task is fixed; create a new task.",
+        "add_labels remove_labels add_tags": "Give labels in full: they take the place of the ones before.",
+        "argv command cmd": 'Write payload={"argv": ["git", "fetch"]}.',
+        "pause": "Write paused=true.",
+        "resume unpause": "Write paused=false.",
+    },
+    "cancel_task": {
+        "status all kind label filter text": ONE_ID,
+        "force signal grace_seconds kill confirm timeout": TREE,
+    },
+    "retry_task": {
+        "status all kind label filter text": ONE_ID,
+        "payload max_attempts priority timeout_seconds name labels run_at argv command force reset": SAME_WORK,
+    },
+    "delete_task": {"status all kind label filter text older_than": ONE_ID},
+    "wait_for_tasks": {
+        "poll_interval poll_interval_seconds interval interval_seconds": "Nothing is polled; leave it out.",
+        "any": 'Write until="any".',
+        "all": 'Write until="all".',
+        "status": "It waits for any end: completed, failed or cancelled; leave it out.",
+    },
+    "get_task_output": {
+        "lines tail_lines n_lines num_lines last_lines line_count tail head n": BYTES,
+        "stream stdout stderr channel": BOTH,
+        "follow wait watch stream_output": FOLLOW,
+    },
+}
+
+TOOLS = {
+    "create_task": """run start submit enqueue queue schedule add new spawn launch execute exec background bash shell
+        command process job""",
+    "create_tasks": "bulk batch add_tasks submit_tasks create_many bulk_create batch_create",
+    "list_tasks": "get_tasks fetch_tasks list tasks find search query show jobs",
+    "get_task": "status state describe info read fetch check inspect poll result progress",
+    "update_task": "edit modify change set patch pause resume reschedule prioritize rename",
+    "cancel_task": "kill stop abort terminate end interrupt",
+    "delete_task": "remove purge clear drop",
+    "retry_task": "rerun restart repeat resubmit requeue",
+    "wait_for_tasks": "wait await join sleep block",
+    "get_task_output": "output log logs tail stdout stderr cat",
+    "get_stats": "stats statistics health metrics summary dashboard ping",
+}
+ORDER = (  # of two words in one name the more telling one comes first: get_task_status, tail_output
+    *("get_task_output", "wait_for_tasks", "get_stats", "retry_task", "cancel_task", "delete_task", "update_task"),
+    *("create_task", "get_task", "list_tasks"),
+)
+
+
+def refuse_wishes(tool: str, names: Collection[str]) -> None:
+    """Raise InvalidInput with what to do, if one of the unknown names is a wish that is known."""
+    for words, text in UNKNOWN.get(tool, {}).items():
+        if found := next((name for name in names if name.lower() in words.split()), None):
+            raise InvalidInput(f"Unknown argument {shown(found)}. {text}")
+    if tool == "get_stats" and names:
+        raise InvalidInput(f"Unknown argument {shown(min(names))}. get_stats takes no arguments.")
+
+
+def unknown_tool(name: str, known: Collection[str]) -> str:
+    """The sentence for a tool that is none: what was meant, else what there is."""
+    bare = re.split(r"__|[.:/]", name[-100:])[-1]
+    snake = snake_case(bare).removeprefix("taskorch_")
+    near = [tool for tool in known if snake in (tool, *TOOLS[tool].split())]
+    near += difflib.get_close_matches(snake, known, n=1, cutoff=0.88)
+    near += [tool for tool in ORDER if set(snake.split("_")) & set(TOOLS[tool].split())]
+    near += difflib.get_close_matches(snake, known, n=1, cutoff=0.6)
+    meant = f"Did you mean {near[0]!r}?" if near else f"Use one of: {', '.join(known)}."
+    return f"Unknown tool: {shown(name)}. {meant}"

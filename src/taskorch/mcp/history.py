@@ -1,0 +1,75 @@
+"""The full view of one task: its payload and settings, and everything that happened to it, in order."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from taskorch.domain.task import HIDDEN, Task
+from taskorch.mcp.replies import CONCISE_BYTES, Reply, View, details, headline, task_facts
+from taskorch.mcp.wording import Facts, cut_bytes, cut_json, iso, present, visible
+from taskorch.storage.queries import History
+from taskorch.storage.rows import dumps
+
+FULL_BYTES = 16_384  # of a payload, a result, an error's message
+
+
+def full_reply(task: Task, history: History, view: View, folder: str | None) -> Reply:
+    """The concise answer and the rest. `folder`: where the attempt's output files lie."""
+    facts = task_facts(task, view, FULL_BYTES) | present(
+        labels=list(task.labels) or None,
+        timeout_seconds=task.timeout_seconds,
+        expires_at=task.expires_at and iso(task.expires_at),
+        on_server_exit=task.on_server_exit,
+        interruptions=task.interruptions or None,
+        paused=task.paused or None,
+        cancel_requested_at=task.cancel_requested_at and iso(task.cancel_requested_at),
+        updated_at=iso(task.updated_at),
+        output_folder=folder,
+        **cut_json("payload", _payload(task), FULL_BYTES),
+        attempts=[_attempt_facts(row) for row in history.attempts] or None,
+        events=[_event_facts(row) for row in history.events] or None,
+    )
+    settings = f"timeout {task.timeout_seconds:g} s, on server exit: {task.on_server_exit}"
+    labels = f", labels: {', '.join(task.labels)}" if task.labels else ""
+    payload = facts["payload"] if "payload_bytes" in facts else dumps(facts["payload"])
+    expires = f", expires {facts['expires_at']}" if task.expires_at else ""
+    lines = [headline(task, facts, view), *details(task, facts), f"payload: {payload}", settings + labels + expires]
+    lines += [f"output files: {folder}"] if folder else []
+    lines += ["history:", f"  {iso(task.created_at)} created", *_history_lines(history)]
+    return Reply("\n".join(lines), facts)
+
+
+def _payload(task: Task) -> Mapping[str, Any]:
+    """The payload, but of a command's environment only the names: values may be secrets, and replies are passed on."""
+    env = task.payload.get("env")
+    return {**task.payload, "env": dict.fromkeys(env, HIDDEN)} if task.kind == "command" and env else task.payload
+
+
+def _attempt_facts(row: Mapping[str, Any]) -> Facts:
+    times = {name: iso(row[name]) for name in ("started_at", "ended_at") if row[name] is not None}
+    rest = {name: row[name] for name in ("outcome", "reason", "exit_code")}
+    return present(attempt=row["attempt"], server=row["owner"], **times, **rest, message=_short(row["message"]))
+
+
+def _event_facts(row: Mapping[str, Any]) -> Facts:
+    return present(at=iso(row["at"]), event=row["event"], by=row["by"], detail=_short(row["detail"]))
+
+
+def _history_lines(history: History) -> list[str]:
+    lines: list[tuple[int, str]] = []
+    for row in history.attempts:
+        lines.append((row["started_at"], f"attempt {row['attempt']} started on server {row['owner']}"))
+        if row["ended_at"] is not None:
+            why = ": ".join(str(text) for text in (row["reason"], _short(row["message"])) if text)
+            lines.append((row["ended_at"], f"attempt {row['attempt']} {row['outcome']}{f' ({why})' if why else ''}"))
+    lines.extend((row["at"], _event_line(row)) for row in history.events)
+    return [f"  {iso(at)} {text}" for at, text in sorted(lines, key=lambda line: line[0])]
+
+
+def _event_line(row: Mapping[str, Any]) -> str:
+    detail = f": {_short(row['detail'])}" if row["detail"] else ""
+    return f"{row['event']} by {row['by']}{detail}"
+
+
+def _short(text: str | None) -> str | None:
+    """A text of others as it may be shown in a line: without what only a terminal understands, or nobody sees."""
+    return text and cut_bytes(visible(text).replace("\n", " "), CONCISE_BYTES)

@@ -1,0 +1,72 @@
+"""How waiting tasks come to run: due ones are let into the ready index, and the best of those in it are claimed."""
+
+from collections.abc import Mapping
+
+from taskorch.domain import rules
+from taskorch.domain.task import Task
+from taskorch.storage import bulk
+from taskorch.storage.database import Transaction
+from taskorch.storage.rows import COLUMNS, SELECT, from_row, note, save, save_all
+
+BATCH = 500  # rows that one transaction promotes at most, so that others get their turn
+CLAIMED = ("status", "ready", "attempt", "owner", "started_at", "error", "progress", "updated_at", "version")
+ATTEMPT_BEGIN = ("task", "attempt", "owner", "started_at")
+READY = f"{SELECT} WHERE ready = 1 AND kind = ? ORDER BY rank DESC, seq LIMIT ?"
+DUE = f"{SELECT} WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at IS NOT NULL AND run_at <= ? LIMIT ?"
+EXPIRED = f"{SELECT} WHERE status = 'waiting' AND expires_at IS NOT NULL AND expires_at <= ? LIMIT ?"
+STRANDED = f"""{SELECT} WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at > ? AND error IS NOT NULL
+  AND updated_at > ? AND run_at - updated_at <= {rules.BACKOFF_CAP_MS} LIMIT {BATCH}"""
+NEXT_DUE = """SELECT min(at) FROM (
+  SELECT min(run_at) AS at FROM tasks WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at IS NOT NULL
+  UNION ALL SELECT min(expires_at) FROM tasks WHERE status = 'waiting' AND expires_at IS NOT NULL)"""
+
+
+def claim(tx: Transaction, owner: int, kinds: Mapping[str, int], free: int, now: int) -> list[Task]:
+    """Take ready tasks for `owner`, best first: `free` of any kind, and of each kind up to kinds[kind] ahead.
+
+    What is taken ahead has a further start left, so that a crash cannot spend its last one.
+    """
+    found: list[Task] = []
+    for kind, more in kinds.items():
+        found += _runnable(tx, kind, free + more, now)
+    found.sort(key=lambda task: (-task.rank, task.seq))
+    claimed: list[tuple[Task, Task]] = []
+    for task in found:
+        if len(claimed) < free or (len(claimed) < free + kinds[task.kind] and rules.starts_left(task) > 1):
+            claimed.append((task, rules.claim(task, owner, now)))
+    save_all(tx, claimed, CLAIMED)
+    bulk.insert(tx, "attempts", ATTEMPT_BEGIN, [(task.seq, task.attempt, owner, now) for _, task in claimed])
+    return [task for _, task in claimed]
+
+
+def promote(tx: Transaction, now: int) -> None:
+    """Let a batch of due tasks into the ready index, and end expired ones."""
+    for query in (EXPIRED, DUE):
+        for row in tx.execute(query, (now, BATCH)).fetchall():
+            _refile(tx, from_row(row), now)
+
+
+def restore_backoffs(tx: Transaction, now: int) -> None:
+    """Shorten waits that were reckoned by a clock that has been set back since."""
+    for row in tx.execute(STRANDED, (now, now)).fetchall():
+        task = from_row(row)
+        save(tx, task, rules.restore_backoff(task, now))
+
+
+def _runnable(tx: Transaction, kind: str, limit: int, now: int) -> list[Task]:
+    """The best ready tasks of a kind. Those that may not run after all leave the index, for others behind them."""
+    while True:
+        found = [from_row(row) for row in bulk.select(tx, COLUMNS, READY, (kind, limit))]
+        stale = [task for task in found if not rules.may_run(task, now)]
+        if not stale:
+            return found
+        for task in stale:
+            _refile(tx, task, now)
+
+
+def _refile(tx: Transaction, task: Task, now: int) -> None:
+    if rules.is_expired(task, now):
+        after = save(tx, task, rules.expire(task, now))
+        note(tx, after, "expired", "server")
+    else:
+        save(tx, task, rules.file(task, now))

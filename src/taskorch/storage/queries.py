@@ -1,0 +1,310 @@
+"""What can be asked of the store: finding a task, listing, counting, history, statistics. Reads only."""
+
+import difflib
+import re
+import sqlite3
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from taskorch.domain.errors import InvalidInput, NotFound, shown
+from taskorch.domain.task import Priority, Status, Task
+from taskorch.storage import removed
+from taskorch.storage.database import Database
+from taskorch.storage.ids import FULL_ID, PREFIX, undressed
+from taskorch.storage.lives import Life, number, recall
+from taskorch.storage.rows import BY_ID, SELECT, from_row, load
+
+CANDIDATES = 5
+EXACT_COUNTS = 100_000  # beyond so many stored tasks, filtered counts look at the newest so many
+HISTORY_ROWS = 50
+WINDOW_MS = 24 * 3_600_000
+HOUR_MS = 3_600_000
+WALK = 500  # rows that one step of the walk for old tasks reads
+
+BY_NAME = f"{SELECT} WHERE name = ? ORDER BY finished_at IS NOT NULL, seq DESC LIMIT {CANDIDATES + 1}"
+BY_PREFIX = f"{SELECT} WHERE id >= ? AND id < ? ORDER BY id LIMIT {CANDIDATES + 1}"
+NEWEST_NAMES = "SELECT id, name FROM tasks ORDER BY seq DESC LIMIT 500"
+FAILED_NAMES = f"""SELECT id, name FROM tasks WHERE seq > (SELECT max(seq) FROM tasks) - {EXACT_COUNTS}
+  AND status = 'failed' ORDER BY seq DESC LIMIT 500"""
+# What a text filter looks into: the words of labels and error, not the JSON around them.
+TEXT = """coalesce(name, '') || ' ' ||
+  iif(labels IS NULL, '', (SELECT group_concat(value, ' ') FROM json_each(labels))) || ' ' ||
+  iif(error IS NULL, '', json_extract(error, '$.reason') || ' ' || json_extract(error, '$.message'))"""
+COUNTS = "SELECT status, priority, tasks FROM counts"
+ATTEMPTS = """SELECT attempt, owner, started_at, ended_at, outcome, reason, message, exit_code
+  FROM attempts WHERE task = ? ORDER BY attempt DESC LIMIT ?"""
+# What a retry keeps of the life that it ended is for `lives`; the attempts tell it to people.
+EVENTS = """SELECT at, event, by, iif(event = 'retried', NULL, detail) AS detail
+  FROM events WHERE task = ? ORDER BY id DESC LIMIT ?"""
+RUNNABLE = "SELECT DISTINCT value FROM servers, json_each(servers.kinds)"
+SERVERS = "SELECT id, uuid, pid, started_at, version FROM servers ORDER BY id"
+# The columns are named within, too: of `*` SQLite copies all, which takes three times as long.
+RECENT_ENDS = f"""SELECT status, started_at, finished_at FROM
+  (SELECT status, started_at, finished_at FROM tasks ORDER BY seq DESC LIMIT {EXACT_COUNTS}) WHERE finished_at >= ?"""
+ENDED = f"""{SELECT} WHERE seq > (SELECT max(seq) FROM tasks) - {EXACT_COUNTS}
+  AND finished_at >= ? AND (status = 'failed') = ? ORDER BY finished_at DESC LIMIT ?"""
+OLDEST_READY = "SELECT min(created_at) FROM tasks WHERE ready = 1"
+NEXT_RUN = "SELECT min(run_at) FROM tasks WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at IS NOT NULL"
+READY_COUNT = "SELECT count(*) FROM tasks WHERE ready = 1"
+OLD = f"{SELECT} WHERE seq > ? ORDER BY seq LIMIT ?"
+PAGES = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """All given ones hold together. Times are milliseconds since the epoch."""
+
+    status: Status | None = None
+    kind: str | None = None
+    priority: Priority | None = None
+    label: str | None = None
+    text: str | None = None
+    created_after: int | None = None
+    created_before: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Newest first. `next_seq`: where the next page begins, None on the last one."""
+
+    tasks: list[Task]
+    counts: dict[str, int]
+    counts_partial: bool
+    next_seq: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Oldest first; the newest `HISTORY_ROWS` of each."""
+
+    attempts: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts of all stored tasks; ends, durations and hours over what ended in the last 24 hours."""
+
+    by_status: dict[str, int]
+    by_priority: dict[str, int]
+    ends: list[tuple[str, int | None, int]]
+    ready: int
+    oldest_ready_at: int | None
+    next_run_at: int | None
+    servers: list[dict[str, Any]]
+    database_bytes: int
+
+
+class Queries:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, task_id: str) -> Task:
+        """The task with that full id. Raises NotFound."""
+        return await self._database.read(lambda db: load(db, task_id))
+
+    async def get_many(self, task_ids: Sequence[str]) -> list[Task]:
+        """Those of them that exist, in the given order."""
+
+        def get_many(db: sqlite3.Connection) -> list[Task]:
+            rows = (db.execute(BY_ID, (task_id,)).fetchone() for task_id in task_ids)
+            return [from_row(row) for row in rows if row is not None]
+
+        return await self._database.read(get_many)
+
+    async def life(self, task_id: str, wanted: int | None = None) -> Life | None:
+        """That life of the task with that full id, the latest if None; None when there is no such one."""
+        return await self._database.read(lambda db: recall(db, task_id, wanted))
+
+    async def resolve(self, reference: str, *, prefixes: bool = True) -> Task:
+        """The task that an id, a name or (with `prefixes`) the first characters of an id mean.
+
+        A name means the one live task that bears it, else the one task at all. Raises NotFound with the nearest ones,
+        InvalidInput when several match.
+        """
+        return await self._database.read(lambda db: _resolve(db, reference, prefixes))
+
+    async def page(self, filters: Filters, limit: int, before_seq: int | None) -> Page:
+        """A page of tasks, newest first, and how many there are of each status under the other filters."""
+        return await self._database.read(lambda db: _page(db, filters, limit, before_seq))
+
+    async def history(self, task: Task) -> History:
+        def history(db: sqlite3.Connection) -> History:
+            attempts = _records(db, ATTEMPTS, (task.seq, HISTORY_ROWS))
+            return History(attempts[::-1], _records(db, EVENTS, (task.seq, HISTORY_ROWS))[::-1])
+
+        return await self._database.read(history)
+
+    async def runnable(self) -> Collection[str]:
+        """The kinds that the noted servers can run."""
+        return await self._database.read(lambda db: {row[0] for row in db.execute(RUNNABLE)})
+
+    async def stats(self, now: int) -> Stats:
+        return await self._database.read(lambda db: _stats(db, now))
+
+    async def ended(self, since: int, failed: bool, limit: int) -> list[Task]:
+        """What failed since then, or what ended otherwise; the last to end first."""
+
+        def ended(db: sqlite3.Connection) -> list[Task]:
+            return [from_row(row) for row in db.execute(ENDED, (since, failed, limit))]
+
+        return await self._database.read(ended)
+
+    async def suggest(self, start: str, limit: int) -> list[str]:
+        """Ids and names that begin with `start`, each once, those of failed tasks first, then newest first."""
+
+        def suggest(db: sqlite3.Connection) -> list[str]:
+            rows = db.execute(FAILED_NAMES).fetchall() + db.execute(NEWEST_NAMES).fetchall()
+            words = (word for row in rows for word in row if word and word.startswith(start))
+            return list(dict.fromkeys(words))[:limit]
+
+        return await self._database.read(suggest)
+
+    async def suggest_ids(self, start: str) -> list[str]:
+        """The ids of tasks whose id or name begins with `start`, newest first."""
+
+        def suggest_ids(db: sqlite3.Connection) -> list[str]:
+            rows = db.execute(NEWEST_NAMES).fetchall()
+            return [task_id for task_id, name in rows if task_id.startswith(start) or (name or "").startswith(start)]
+
+        return await self._database.read(suggest_ids)
+
+
+def _resolve(db: sqlite3.Connection, reference: str, prefixes: bool) -> Task:
+    """As it is written; else without what stands around it."""
+    bare = undressed(reference)
+    if found := _find(db, reference, prefixes) or (bare != reference and _find(db, bare, prefixes)):
+        return found
+    known = removed.told(db, reference) or removed.told(db, bare) or _nearest(db, bare)
+    raise NotFound(f"No task {shown(reference)}.{known} Call list_tasks to see ids and names.")
+
+
+def _find(db: sqlite3.Connection, reference: str, prefixes: bool) -> Task | None:
+    if FULL_ID.fullmatch(reference) and (row := db.execute(BY_ID, (reference,)).fetchone()):
+        return from_row(row)
+    named = [from_row(row) for row in db.execute(BY_NAME, (reference,))]
+    live = [task for task in named if not task.ended]
+    if len(live) == 1 or len(named) == 1:
+        return (live or named)[0]
+    if named:
+        raise InvalidInput(_several(reference, live or named))
+    if PREFIX.fullmatch(reference):
+        found = [from_row(row) for row in db.execute(BY_PREFIX, (reference, reference + "~"))]
+        if len(found) == 1 and prefixes:
+            return found[0]
+        if found and prefixes:
+            raise InvalidInput(_several(reference, found))
+        if found:
+            raise NotFound(_whole(reference, found))
+    return None
+
+
+def _whole(reference: str, found: list[Task]) -> str:
+    names = ", ".join(f"{task.label} ({task.status})" for task in found[:CANDIDATES])
+    return f"{shown(reference)} is not a whole id, which this needs. It begins {names}. Call again with the full id."
+
+
+def _several(reference: str, found: list[Task]) -> str:
+    names = ", ".join(f"{task.label} ({task.status})" for task in found[:CANDIDATES])
+    more = " and more" if len(found) > CANDIDATES else ""
+    return f"{shown(reference)} means several tasks: {names}{more}. Call again with the full id of one of them."
+
+
+def _nearest(db: sqlite3.Connection, reference: str) -> str:
+    known: dict[str, str] = {}
+    for task_id, name in db.execute(NEWEST_NAMES):
+        known |= {task_id: task_id} | ({name.casefold(): f"{task_id} {shown(name)}"} if name else {})
+    near = difflib.get_close_matches(reference.casefold(), known, n=2, cutoff=0.6)
+    return f" Nearest: {', '.join(known[word] for word in near)}." if near else ""
+
+
+def _page(db: sqlite3.Connection, filters: Filters, limit: int, before_seq: int | None) -> Page:
+    where, values = _conditions(filters)
+    at = where + (["seq < ?"] if before_seq is not None else [])
+    rows = db.execute(
+        f"{SELECT}{_where(at)} ORDER BY seq DESC LIMIT ?",
+        (*values, *([before_seq] if before_seq is not None else []), limit + 1),
+    ).fetchall()
+    tasks = [from_row(row) for row in rows[:limit]]
+    counts, partial = _counts(db, filters)
+    return Page(tasks, counts, partial, tasks[-1].seq if len(rows) > limit else None)
+
+
+def _conditions(filters: Filters) -> tuple[list[str], list[Any]]:
+    text = filters.text and "%" + re.sub(r"([\\%_])", r"\\\1", filters.text) + "%"
+    conditions = {
+        "status = ?": filters.status,
+        "kind = ?": filters.kind,
+        "priority = ?": filters.priority,
+        "created_at > ?": filters.created_after,
+        "created_at < ?": filters.created_before,
+        "EXISTS (SELECT 1 FROM json_each(labels) WHERE value = ?)": filters.label,
+        rf"{TEXT} LIKE ? ESCAPE '\'": text,
+    }
+    given = {condition: value for condition, value in conditions.items() if value is not None}
+    return list(given), list(given.values())
+
+
+def _where(conditions: list[str]) -> str:
+    return f" WHERE {' AND '.join(conditions)}" if conditions else ""
+
+
+def _counts(db: sqlite3.Connection, filters: Filters) -> tuple[dict[str, int], bool]:
+    """Of each status, under the filters other than status; and whether only the newest tasks were looked at."""
+    kept = {(status, priority): tasks for status, priority, tasks in db.execute(COUNTS)}
+    others = Filters(
+        None, filters.kind, filters.priority, filters.label, filters.text, filters.created_after, filters.created_before
+    )
+    where, values = _conditions(others)
+    if not where:
+        return {s: sum(n for (status, _), n in kept.items() if status == s) for s in map(str, Status)}, False
+    rows = db.execute(
+        f"SELECT status, count(*) FROM (SELECT * FROM tasks ORDER BY seq DESC LIMIT {EXACT_COUNTS})"
+        f"{_where(where)} GROUP BY status",
+        values,
+    )
+    found = dict(rows.fetchall())
+    return {status: found.get(status, 0) for status in map(str, Status)}, sum(kept.values()) > EXACT_COUNTS
+
+
+def _stats(db: sqlite3.Connection, now: int) -> Stats:
+    kept: Mapping[tuple[str, int], int] = {(status, priority): n for status, priority, n in db.execute(COUNTS)}
+
+    def one(sql: str) -> Any:
+        return db.execute(sql).fetchone()[0]
+
+    return Stats(
+        by_status={s: sum(n for (status, _), n in kept.items() if status == s) for s in map(str, Status)},
+        by_priority={p.name.lower(): sum(n for (_, priority), n in kept.items() if priority == p) for p in Priority},
+        ends=db.execute(RECENT_ENDS, (now - WINDOW_MS,)).fetchall(),
+        ready=one(READY_COUNT),
+        oldest_ready_at=one(OLDEST_READY),
+        next_run_at=one(NEXT_RUN),
+        servers=_records(db, SERVERS, ()),
+        database_bytes=one(PAGES),
+    )
+
+
+def _records(db: sqlite3.Connection, sql: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
+    cursor = db.execute(sql, values)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def past_retention(db: sqlite3.Connection, after: int, cutoffs: tuple[int, int]) -> tuple[list[Task], int | None]:
+    """The tasks past retention among the next rows in arrival order, and where to go on (None: the walk is done).
+
+    A row made after the later cutoff cannot have ended before it, so the walk stops there.
+    """
+    cutoff, failed_cutoff = cutoffs
+    tasks = [from_row(row) for row in db.execute(OLD, (after, WALK))]
+    old = [
+        task
+        for task in tasks
+        if task.finished_at is not None
+        and task.finished_at < (failed_cutoff if task.status is Status.FAILED else cutoff)
+        and (task.finished_at < failed_cutoff or not number(db, task))  # an earlier life may have failed
+    ]
+    more = len(tasks) == WALK and tasks[-1].created_at < max(cutoffs)
+    return old, tasks[-1].seq if more else None

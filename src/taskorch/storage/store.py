@@ -1,0 +1,316 @@
+"""The truth about tasks. One method is one transaction: it loads, asks `task.py`, saves. It never decides.
+
+Each change is told to the listeners after its commit, with the rows as they are now.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import anyio
+
+from taskorch.domain import rules
+from taskorch.domain.errors import Conflict, StoreError
+from taskorch.domain.task import NewTask, Outcome, Progress, Task
+from taskorch.storage import claims, dedupe, lives, removed
+from taskorch.storage.database import Database, Transaction
+from taskorch.storage.ends import End, settle
+from taskorch.storage.ids import new_id
+from taskorch.storage.queries import past_retention
+from taskorch.storage.rows import (
+    SELECT,
+    delete,
+    dumps,
+    from_row,
+    held,
+    insert_all,
+    keep_counts,
+    load,
+    note,
+    save,
+    to_values,
+)
+
+Change = tuple[str, Task | None]  # a task's id, and its row after the commit; None: deleted
+Listener = Callable[[Sequence[Change]], None]
+
+FOLLOW_SECONDS = 0.25  # how often to look whether another process has committed
+MOST_LIVE_TASKS = 2_000_000
+
+HELD_BY = f"{SELECT} WHERE status = 'working' AND owner = ?"
+OTHERS = """SELECT id, uuid, pid, started_at FROM servers WHERE id <> ?
+  UNION SELECT owner, '', 0, 0 FROM tasks
+    WHERE status = 'working' AND owner <> ? AND owner NOT IN (SELECT id FROM servers)"""
+LIVE = "SELECT sum(tasks) FROM counts WHERE status IN ('waiting', 'working')"
+OLDEST_ENDED = """SELECT id FROM tasks WHERE finished_at IS NOT NULL AND id IN (SELECT value FROM json_each(?))
+  ORDER BY finished_at, seq"""
+HAS = "SELECT 1 FROM tasks WHERE id = ?"
+REGISTER = "INSERT INTO servers(uuid, pid, started_at, version, kinds) VALUES (?, ?, ?, ?, ?) RETURNING id"
+LEAVE = """DELETE FROM servers
+  WHERE id = ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE status = 'working' AND owner = servers.id)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A task to be stored, and the key by which a repeated call finds it."""
+
+    new: NewTask
+    dedupe_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another server on this file: the owner number in rows, its lock's uuid ('' when unknown), its pid, since when."""
+
+    owner: int
+    uuid: str
+    pid: int
+    started_at: int
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Store:
+    def __init__(self, database: Database, clock: Callable[[], int] = now_ms, most_live: int = MOST_LIVE_TASKS) -> None:
+        self.now = clock
+        self._most_live = most_live
+        self._database = database
+        self._listeners: list[Listener] = []
+        self._latest = 1 << 62  # by the clock when due tasks were last looked for; not yet: it may have been set back
+        database.before_commit = keep_counts
+        database.on_commit = self._tell
+
+    @contextmanager
+    def listening(self, listener: Listener) -> Generator[None]:
+        """Call `listener` in the event loop after each commit of this process, while the block lasts."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
+    async def follow_others(self, woken: Callable[[], Awaitable[None]] = anyio.sleep_forever) -> None:
+        """Tell the listeners of other processes' commits: an empty list means that any row may have changed.
+
+        It looks four times a second, and when `woken` returns.
+        """
+        seen: int | None = None
+        while True:
+            with suppress(StoreError):  # whoever reads or writes says so; here it must not end the server
+                version = await self._database.foreign_version()
+                if seen is not None and version != seen:
+                    self._tell(())
+                seen = version
+            with anyio.move_on_after(FOLLOW_SECONDS):
+                await woken()
+
+    async def probe(self) -> None:
+        """Make an empty transaction, to see that one can be made. Raises StoreError."""
+        await self._database.write(lambda tx: tx.execute("SELECT 1").fetchone())
+
+    # What clients do.
+
+    async def add(self, new: NewTask) -> Task:
+        """Store a new task; on disk when this returns. Raises Conflict when too many wait or work already."""
+        task = rules.create(new, seq=0, task_id=new_id(), now=self.now())
+        return await self._database.write_together(self._insert, (task, to_values(task)))
+
+    async def add_all(self, wishes: Sequence[Wish]) -> list[tuple[Task, bool]]:
+        """Store new tasks in one commit, in their order, or none of them: each, and whether it was there already.
+
+        Raises Conflict.
+        """
+        now = self.now()
+        tasks = [rules.create(wish.new, seq=0, task_id=new_id(), now=now) for wish in wishes]
+        rows = [(task, to_values(task)) for task in tasks]
+
+        def add_all(tx: Transaction) -> list[tuple[Task, bool]]:
+            if not any(wish.dedupe_key for wish in wishes):
+                return [(task, False) for task in self._insert(tx, rows)]
+            return [self._add_once(tx, wish.dedupe_key, row, now) for wish, row in zip(wishes, rows, strict=True)]
+
+        return await self._database.write(add_all)
+
+    async def edit(self, task_id: str, changes: Mapping[str, Any], expected_version: int | None, by: str) -> Task:
+        def edit(tx: Transaction) -> Task:
+            before = load(tx, task_id)
+            after = save(tx, before, rules.edit(before, changes, expected_version, self.now()))
+            note(tx, after, "updated", by, ", ".join(sorted(changes)))
+            return after
+
+        return await self._database.write(edit)
+
+    async def cancel(self, task_id: str, reason: str, by: str, life: int | None = None) -> Task:
+        """Cancel a waiting task, ask a working one to stop, leave an ended one, or one no longer in that `life`."""
+
+        def cancel(tx: Transaction) -> Task:
+            before = load(tx, task_id)
+            if life is not None and life != lives.number(tx, before):
+                return before
+            after = rules.cancel(before, f"cancelled by {by}: {reason}" if reason else f"cancelled by {by}", self.now())
+            if after is not before:
+                save(tx, before, after)
+                note(tx, after, "cancelled" if after.ended else "cancel_requested", by, reason or None)
+            return after
+
+        return await self._database.write(cancel)
+
+    async def retry(self, task_id: str, run_at: int | None, by: str) -> Task:
+        def retry(tx: Transaction) -> Task:
+            before = load(tx, task_id)
+            after = save(tx, before, rules.retry(before, run_at, self.now()))
+            note(tx, after, "retried", by, lives.last_words(before))
+            return after
+
+        return await self._database.write(retry)
+
+    async def delete(self, task_id: str, confirm: bool, by: str, asked: int | None = None) -> Task | None:
+        """None: deleted. A task: it was working, is being cancelled, and is deleted when it has ended.
+
+        `asked`: the attempt that the confirmation is about, None for whichever. Raises Conflict.
+        """
+
+        def remove(tx: Transaction) -> Task | None:
+            before = load(tx, task_id)
+            after = rules.request_delete(before, confirm, self.now(), asked)
+            if after is None:
+                if delete(tx, before):
+                    removed.note(tx, before, by, self.now())
+                return None
+            save(tx, before, after)
+            note(tx, after, "cancel_requested", by, after.cancel_reason)
+            return after
+
+        return await self._database.write(remove)
+
+    # What workers do.
+
+    async def claim(self, owner: int, kinds: Mapping[str, int], free: int) -> list[Task]:
+        """Take ready tasks for `owner`, best first: `free` of any kind, and of each kind up to kinds[kind] ahead.
+
+        What is taken ahead has a further start left, so that a crash cannot spend its last one.
+        """
+
+        return await self._database.write(lambda tx: claims.claim(tx, owner, kinds, free, self.now()))
+
+    async def settle(self, task: Task, outcome: Outcome, started_at: int | None = None) -> bool:
+        """Record how an attempt ended; False: it is no longer ours, and nothing was written."""
+        return not await self.settle_all([(task, outcome, started_at)])
+
+    async def settle_all(self, ends: Sequence[End]) -> list[Task]:
+        """Record how attempts ended, in one transaction; those no longer ours are left as they are."""
+        return await self._database.write(partial(settle, ends=ends, clock=self.now))
+
+    async def report(self, progress: Sequence[tuple[Task, Progress]]) -> None:
+        """Record how far attempts are; those that are no longer ours are left out."""
+
+        def report(tx: Transaction) -> None:
+            for task, latest in progress:
+                if before := held(tx, task):
+                    save(tx, before, rules.report(before, latest, self.now()))
+
+        await self._database.write(report)
+
+    async def adopt(self, task: Task, owner: int) -> Task | None:
+        """Go on with an attempt of a dead server; None when another server was first."""
+
+        def adopt(tx: Transaction) -> Task | None:
+            before = held(tx, task)
+            if before is None:
+                return None
+            after = save(tx, before, rules.adopt(before, owner, self.now()))
+            note(tx, after, "adopted", f"server {owner}", f"from server {before.owner}")
+            return after
+
+        return await self._database.write(adopt)
+
+    async def promote(self) -> int | None:
+        """Let due tasks into the ready index and end expired ones; when the next one is due (ms), None: nothing is.
+
+        If the clock was set back, retries wait no longer for that.
+        """
+        now = self.now()
+        if now < self._latest:
+            await self._restore_backoffs(now)
+        self._latest = now
+        due = await self._next_due()
+        while due is not None and due <= self.now():
+            await self._database.write(lambda tx: claims.promote(tx, self.now()))
+            due = await self._next_due()
+        return due
+
+    async def held_by(self, owner: int) -> list[Task]:
+        """What that server works on."""
+        return await self._database.read(lambda db: [from_row(row) for row in db.execute(HELD_BY, (owner,))])
+
+    # Servers and retention.
+
+    async def register(self, uuid: str, pid: int, version: str, kinds: Sequence[str]) -> int:
+        """Note a server that starts; its owner number."""
+        values = (uuid, pid, self.now(), version, dumps(list(kinds)))
+        return await self._database.write(lambda tx: tx.execute(REGISTER, values).fetchone()[0])
+
+    async def leave(self, owner: int) -> None:
+        """Forget a server that holds no task any more; one that does is forgotten by who takes them over."""
+        await self._database.write(lambda tx: tx.execute(LEAVE, (owner,)))
+
+    async def others(self, owner: int) -> list[Peer]:
+        """Every other server that is noted, or that rows still name."""
+        return await self._database.read(lambda db: [Peer(*row) for row in db.execute(OTHERS, (owner, owner))])
+
+    async def stored(self, task_ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are stored."""
+        return await self._database.read(lambda db: {i for i in task_ids if db.execute(HAS, (i,)).fetchone()})
+
+    async def purge(self, keep_ms: int, keep_failed_ms: int) -> int:
+        """Delete ended tasks older than that; how many."""
+        gone, after = 0, 0
+        cutoffs = (self.now() - keep_ms, self.now() - keep_failed_ms)
+        while after is not None:
+            old, after = await self._database.read(partial(past_retention, after=after, cutoffs=cutoffs))
+            gone += await self._database.write(partial(_remove, tasks=old, now=self.now())) if old else 0
+        await self._database.write(lambda tx: removed.prune(tx, self.now()))
+        return gone
+
+    async def oldest_ended(self, task_ids: Sequence[str]) -> list[str]:
+        """Those of the ids whose tasks have ended, the longest ago first."""
+        return await self._database.read(lambda db: [row[0] for row in db.execute(OLDEST_ENDED, (dumps(task_ids),))])
+
+    # Inside transactions.
+
+    def _insert(self, tx: Transaction, new: Sequence[tuple[Task, list[Any]]]) -> list[Task]:
+        live: int = tx.execute(LIVE).fetchone()[0]
+        if live + len(new) > self._most_live:
+            raise Conflict(
+                f"{live} tasks wait or work already; at most {self._most_live} may (TASKORCH_MAX_LIVE_TASKS). Nothing "
+                "was stored: wait until some have ended, or cancel_task those that are not needed."
+            )
+        return insert_all(tx, new)
+
+    def _add_once(self, tx: Transaction, key: str | None, row: tuple[Task, list[Any]], now: int) -> tuple[Task, bool]:
+        if key is None:
+            return self._insert(tx, [row])[0], False
+        return dedupe.add_once(tx, key, row[0], lambda: self._insert(tx, [row])[0], now)
+
+    async def _restore_backoffs(self, now: int) -> None:
+        while await self._database.read(lambda db: db.execute(claims.STRANDED, (now, now)).fetchone()):
+            await self._database.write(lambda tx: claims.restore_backoffs(tx, now))
+
+    async def _next_due(self) -> int | None:
+        return await self._database.read(lambda db: db.execute(claims.NEXT_DUE).fetchone()[0])
+
+    def _tell(self, changed: Sequence[Change]) -> None:
+        for listener in tuple(self._listeners):
+            listener(changed)
+
+
+def _remove(tx: Transaction, tasks: Sequence[Task], now: int) -> int:
+    gone = [task for task in tasks if delete(tx, task)]  # not what was retried since it was read
+    for task in gone:
+        removed.note(tx, task, removed.RETENTION, now)
+    return len(gone)

@@ -1,0 +1,310 @@
+"""The `command` kind: which programs may run, how an attempt is started, followed, ended and adopted."""
+
+import os
+import re
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from errno import EACCES, EAGAIN, ENOENT, ENOMEM, EXDEV
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import anyio
+import anyio.to_thread
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from taskorch.domain.argv import as_list, is_line
+from taskorch.domain.errors import InvalidInput, readable, shown
+from taskorch.domain.task import HIDDEN, Cancelled, Completed, Failed, Interrupted, Outcome, Reason, Task
+from taskorch.work import output, supervised
+from taskorch.work.attempt import Attempt, Ending, Remains, unbegun
+from taskorch.work.markers import Markers
+from taskorch.work.policy import NotAllowed, Policy, parts
+from taskorch.work.supervised import Exit, Order, SpawnFailed, Supervised
+
+PASSED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "SHELL", "TERM")
+# Each runs other code than argv says, whatever the program: loaders, the start of shells and interpreters, git's ssh.
+DENIED = {"BASH_ENV", "ENV", "PYTHONSTARTUP", "GIT_SSH", "GIT_SSH_COMMAND"}
+DENIED_PREFIXES = ("LD_", "DYLD_", "BASH_FUNC_")
+ENV_BYTES = 65_536
+STOP_SECONDS = 0.5  # what an orderly server stop leaves a `stop` command after TERM
+PROGRESS_SECONDS = 0.5  # how often a command's output is looked at for what it says of its progress
+WAKE_SECONDS = 1.0  # after the time limit, how often a supervisor that should be gone is woken
+NEVER_RETRIED = (126, 127)  # not executable, not found: it would fail again
+
+
+def _plain(text: str) -> str:
+    if found := re.search("[\x00\ud800-\udfff]", text):  # NUL would end an argument, and begin a record of the order
+        raise ValueError(f"holds the character {found[0]!a}, which no program can be given")
+    return text
+
+
+def _env(value: Any) -> Any:
+    """Refuse what is no environment without showing its values: they may be secrets."""
+    if not isinstance(value, dict):
+        raise ValueError("must be an object of names and strings")
+    for name, text in cast(dict[str, Any], value).items():
+        if not isinstance(text, str):
+            raise ValueError(f"{shown(name)} must be a string")
+    return cast(Any, value)
+
+
+def _list(value: Any) -> Any:
+    if isinstance(value, str) and is_line(value):
+        raise ValueError(f"is wrong: {as_list(value).removesuffix('.')}")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_plain)]
+
+
+class CommandPayload(BaseModel):
+    """What a command task takes."""
+
+    model_config = ConfigDict(extra="forbid")
+    argv: Annotated[list[Text], Field(min_length=1, max_length=1024), BeforeValidator(_list)]
+    cwd: Text | None = None
+    env: Annotated[dict[Text, Text], BeforeValidator(_env)] = {}
+    stdin: Text | None = None
+
+
+class Command:
+    """The kind. `folder`: where attempts keep their files, one folder each; `start`: where commands run by default."""
+
+    max_attempts = 1  # a command that a model wrote is seldom safe to repeat; it survives restarts by its shim instead
+    in_process = False
+
+    def __init__(self, folder: Path, policy: Policy, pass_env: str, grace_seconds: float, start: Path) -> None:
+        self.policy = policy
+        self._folder = folder
+        self._passed = frozenset(parts(pass_env))
+        self._grace_seconds = grace_seconds
+        self._start = Path.home() if start == Path("/") else start
+        self._cache = folder.parent / "cache"
+
+    def check(self, payload: Mapping[str, Any]) -> None:
+        """Raise InvalidInput when the payload is malformed or its program may not run here, now."""
+        self._parse(payload)
+
+    async def run(self, attempt: Attempt) -> Outcome | None:
+        task = attempt.task
+        folder = self.attempt_folder(task)
+        if attempt.adopted:
+            return await self._go_on(attempt, Supervised.attach(folder))
+        try:
+            order = self._order(task)
+            _make_folder(folder)
+            shim = await Supervised.start(folder, supervised.compiled_shim(self._cache))
+        except NotAllowed as error:
+            return Failed(Reason.NOT_ALLOWED, str(error), retryable=False)
+        except InvalidInput as error:
+            return Failed(Reason.INVALID_PAYLOAD, str(error), retryable=False)
+        except (SpawnFailed, OSError) as error:
+            return Failed(Reason.SPAWN_ERROR, str(error))
+        try:
+            if attempt.ending:
+                return unbegun(attempt.ending)
+            await shim.order(order)
+            return await self._follow(attempt, shim)
+        except SpawnFailed as error:
+            return Interrupted(str(error))
+        finally:
+            shim.close()
+
+    def has_ended(self, task: Task) -> bool:
+        return supervised.exit_record(self.attempt_folder(task)) is not None
+
+    async def inspect(self, task: Task) -> Remains:
+        folder = self.attempt_folder(task)
+        if supervised.exit_record(folder) or supervised.holder(folder) is not None:
+            return Remains.ADOPTABLE
+        ended, left = await anyio.to_thread.run_sync(supervised.end_leftovers, folder, task.id, task.attempt)
+        if left:
+            return Remains.UNKNOWN
+        return Remains.NEVER_BEGUN if not ended and supervised.never_begun(folder, ordered=False) else Remains.NOTHING
+
+    def attempt_folder(self, task: Task) -> Path:
+        return output.attempt_folder(self._folder, task.id, task.attempt)
+
+    # One attempt.
+
+    async def _go_on(self, attempt: Attempt, shim: Supervised | None) -> Outcome | None:
+        """Follow what a dead server has started; without a shim it has ended."""
+        if shim is None:
+            return await self._outcome(attempt)
+        try:
+            return await self._follow(attempt, shim)
+        finally:
+            shim.close()
+
+    async def _follow(self, attempt: Attempt, shim: Supervised) -> Outcome | None:
+        """Wait for the shim's end, handing on every wish to end it; None when we let go of it."""
+        wished = anyio.Event()
+        attempt.on_end(lambda: wished.set())
+        let_go = False
+        async with anyio.create_task_group() as group:
+
+            async def steer() -> None:
+                nonlocal wished, let_go
+                asked = False
+                while not let_go:
+                    await wished.wait()
+                    wished = anyio.Event()
+                    let_go = attempt.ending is Ending.LOST or (attempt.stopping and _survives(attempt.task))
+                    if let_go:
+                        group.cancel_scope.cancel()
+                    elif not asked:
+                        asked = True
+                        shim.terminate()
+                    if attempt.stopping:
+                        await anyio.sleep(STOP_SECONDS)
+                        shim.kill()
+
+            async def wake() -> None:
+                """A supervisor that was stopped keeps no time: let it go on when the limit is long past."""
+                await anyio.sleep(attempt.task.timeout_seconds + self._grace_seconds)
+                while True:
+                    await anyio.sleep(WAKE_SECONDS)
+                    shim.wake()
+
+            async def listen() -> None:
+                """Hear what the command says of its progress. A file is all there is after its first server."""
+                markers, heard = Markers(), 0
+                while True:
+                    await anyio.sleep(PROGRESS_SECONDS)
+                    with suppress(OSError):  # what cannot be read now must not end the attempt
+                        written, _ = await anyio.to_thread.run_sync(output.activity, folder)
+                        if written > heard:
+                            data, heard = await anyio.to_thread.run_sync(output.news, folder, heard)
+                            if progress := markers.read(data):
+                                attempt.progress(progress)
+
+            folder = self.attempt_folder(attempt.task)
+            group.start_soon(listen)
+            group.start_soon(steer)
+            group.start_soon(wake)
+            await shim.ended()
+            group.cancel_scope.cancel()
+        return None if let_go else await self._outcome(attempt)
+
+    async def _outcome(self, attempt: Attempt) -> Outcome:
+        """How the attempt ended, from its record; without one its shim was killed, and what it left is ended here."""
+        task, folder = attempt.task, self.attempt_folder(attempt.task)
+        record = supervised.exit_record(folder)
+        if record is not None:
+            return self._ending(attempt, record)
+        never_begun = supervised.never_begun(folder, ordered=not attempt.adopted)
+        ended, left = await anyio.to_thread.run_sync(supervised.end_leftovers, folder, task.id, task.attempt)
+        if left:
+            text = f"its supervisor was killed and processes {', '.join(map(str, left))} could not be ended"
+            return Failed(Reason.WORKER_LOST, text, retryable=False)
+        if never_begun and not ended:
+            return Interrupted("it had not begun")
+        what = "its supervisor was killed or failed" if folder.is_dir() else "its files were removed"
+        return Failed(Reason.WORKER_LOST, f"{what}; {_ended(ended)}")
+
+    def _ending(self, attempt: Attempt, record: Exit) -> Outcome:
+        if not record.tree_gone:
+            return Failed(Reason.WORKER_LOST, "some of its processes could not be ended", retryable=False)
+        match record.why:
+            case "timeout":
+                limit = f"it ran longer than {attempt.task.timeout_seconds:g} s; {_ended(record.killed)}"
+                return Failed(Reason.TIMEOUT, limit)
+            case "spawn_error":
+                return _spawn_error(record.errno or 0)
+            case "cancel" if attempt.ending is not Ending.CANCEL:  # a server that stopped, or a signal to the shim
+                stopped = attempt.stopping or attempt.adopted  # by a server that died meanwhile
+                why = "the server stopped" if stopped else "its supervisor was told to end it"
+                return Failed(Reason.INTERRUPTED, f"{why}; {_ended(record.killed)}")
+            case "cancel":
+                return Cancelled(f"its process tree was ended; {_ended(record.killed)}")
+            case "server_gone":
+                return Failed(Reason.INTERRUPTED, f"its server went away; {_ended(record.killed)}")
+            case _:
+                return self._exited(attempt.task, record)
+
+    def _exited(self, task: Task, record: Exit) -> Outcome:
+        if record.code == 0:
+            return Completed({"exit_code": 0, "output_bytes": record.bytes})
+        if record.signal is not None:
+            name = signal.Signals(record.signal).name if record.signal in set(signal.Signals) else "unknown"
+            code, text = 128 + record.signal, f"ended by signal {record.signal} ({name})"
+        else:
+            code, text = record.code or 0, f"exit code {record.code}"
+        last = output.last_line(self.attempt_folder(task))
+        return Failed(Reason.EXIT_CODE, f"{text}: {last}" if last else text, code, code not in NEVER_RETRIED)
+
+    # What to run.
+
+    def _order(self, task: Task) -> Order:
+        payload, program, cwd = self._parse(task.payload)
+        return Order(
+            program=program,
+            argv=tuple(payload.argv),
+            cwd=cwd,
+            roots=self.policy.roots,
+            env=self._environment(task, payload),
+            stdin=payload.stdin,
+            timeout_seconds=task.timeout_seconds,
+            grace_seconds=self._grace_seconds,
+            on_server_exit=task.on_server_exit,
+        )
+
+    def _parse(self, raw: Mapping[str, Any]) -> tuple[CommandPayload, str, str]:
+        """The payload, the program's path, and the folder's."""
+        try:
+            payload = CommandPayload.model_validate(raw)
+        except ValidationError as error:
+            raise InvalidInput(readable(error, "payload", [*CommandPayload.model_fields])) from None
+        self._check_env(payload.env)
+        program = self.policy.program(payload.argv[0])
+        if payload.cwd is None and not self.policy.roots:
+            return payload, program, str(self._start)
+        given = (str(self._start), "The server's own folder") if payload.cwd is None else (payload.cwd, "payload.cwd")
+        return payload, program, self.policy.folder(*given)
+
+    def _check_env(self, env: Mapping[str, str]) -> None:
+        if (size := sum(len(text.encode()) for pair in env.items() for text in pair)) > ENV_BYTES:
+            raise InvalidInput(f"payload.env has {size} bytes; at most {ENV_BYTES} are allowed.")
+        for name, value in env.items():
+            if not name or "=" in name:
+                raise InvalidInput(f"payload.env {shown(name)} is not a variable's name; use names without '='.")
+            if value == HIDDEN:
+                raise InvalidInput(f"payload.env {shown(name)} is {HIDDEN!r}, as replies show it; give its value.")
+            if (name in DENIED or name.startswith(DENIED_PREFIXES)) and name not in self._passed:
+                raise InvalidInput(
+                    f"payload.env {name} can make a program run other code, so it is refused. "
+                    f"If the user wants it, they set TASKORCH_PASS_ENV={name}."
+                )
+
+    def _environment(self, task: Task, payload: CommandPayload) -> dict[str, str]:
+        names = [name for name in os.environ if name in PASSED or name.startswith("LC_") or name in self._passed]
+        return {
+            **{name: os.environ[name] for name in names},
+            **payload.env,
+            "TASKORCH_TASK_ID": task.id,
+            "TASKORCH_ATTEMPT": str(task.attempt),
+            "TASKORCH_IDEMPOTENCY_KEY": task.id,
+        }
+
+
+def _survives(task: Task) -> bool:
+    return task.on_server_exit == "survive"
+
+
+def _make_folder(folder: Path) -> None:
+    for above in (folder.parent.parent, folder.parent):  # `parents=True` would make them for all
+        above.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700)
+
+
+def _spawn_error(number: int) -> Outcome:
+    if number == EXDEV:  # the shim's word for it; starting a program has no other use for that number
+        text = "its folder was replaced by one outside TASKORCH_ALLOW_DIRS while it started"
+        return Failed(Reason.NOT_ALLOWED, text, retryable=False)
+    text = f"the program could not be started: {os.strerror(number)}"
+    return Failed(Reason.SPAWN_ERROR, text, {ENOENT: 127, EACCES: 126}.get(number), number in (EAGAIN, ENOMEM))
+
+
+def _ended(processes: int) -> str:
+    return f"{processes} process{'' if processes == 1 else 'es'} had to be killed"

@@ -1,0 +1,255 @@
+"""Kinds written in Python: registering a handler, running it, and the two that ship."""
+
+import importlib
+import inspect
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any, TypeVar, cast
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from taskorch.domain.errors import InvalidInput, NonRetryable, readable
+from taskorch.domain.task import Cancelled, Completed, Failed, Interrupted, Outcome, Progress, Reason, Task
+from taskorch.storage.rows import dumps
+from taskorch.work.attempt import Attempt, Ending, Remains
+
+MAX_ATTEMPTS = 3  # a handler is idempotent by contract, so it is run again after a failure or a crash
+RESULT_BYTES = 65_536
+RESULT_DEPTH = 32
+MESSAGE_CHARACTERS = 4_000
+STOP_SECONDS = 0.5  # what an orderly stop leaves a running handler to finish by itself
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+log = logging.getLogger(__name__)
+
+
+class Context:
+    """What a handler is told and may say. `task` is the task as it was when this attempt started."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self.told = False  # that it should end
+
+    @property
+    def task(self) -> Task:
+        return self._attempt.task
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody wants this attempt to end: for synchronous code, which cannot be interrupted.
+
+        A function that was told so has been cut short: what it returns or raises then does not count.
+        """
+        self.told = self.told or self._attempt.ending is not None
+        return self.told
+
+    def progress(self, value: float, total: float | None = None, message: str | None = None) -> None:
+        """Say how far it is; from any thread, as often as you like. The latest is stored a few times a second."""
+        if not math.isfinite(value) or not math.isfinite(total or 0):
+            raise ValueError(f"progress must be finite numbers, not {value} of {total}")
+        text = message and message.encode("utf-8", "replace").decode()[:MESSAGE_CHARACTERS]
+        self._attempt.progress(Progress(float(value), None if total is None else float(total), text))
+
+
+class Handler:
+    """A kind that is a Python function: `function(payload)` or `function(payload, context)`, async or not.
+
+    If the first parameter is annotated with a pydantic model, a dataclass or a TypedDict (before Python 3.12 that of
+    typing_extensions), payloads are checked against it when a task is created, and the function receives that type. A
+    synchronous function runs in a thread.
+    """
+
+    in_process = True
+
+    def __init__(self, function: Callable[..., Any], max_attempts: int = MAX_ATTEMPTS) -> None:
+        self.max_attempts = max_attempts
+        self._function = function
+        self._is_async = inspect.iscoroutinefunction(function)
+        parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+        positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+        needs_more = any(one.kind is one.KEYWORD_ONLY and one.default is one.empty for one in parameters)
+        if needs_more or not 1 <= len(positional) <= 2:
+            raise TypeError(f"handler {function.__qualname__} must take (payload) or (payload, context)")
+        self._takes_context = len(positional) == 2
+        wanted = positional[0].annotation
+        plain = wanted is inspect.Parameter.empty or wanted is Any or wanted is dict
+        self._payload = None if plain else TypeAdapter[Any](wanted)
+
+    def check(self, payload: Mapping[str, Any]) -> None:
+        """Raise InvalidInput when the function's annotation does not accept the payload."""
+        self._parse(payload)
+
+    async def run(self, attempt: Attempt) -> Outcome | None:
+        try:
+            payload = self._parse(attempt.task.payload)
+        except InvalidInput as error:
+            return Failed(Reason.INVALID_PAYLOAD, str(error), retryable=False)
+        with anyio.CancelScope(deadline=anyio.current_time() + attempt.task.timeout_seconds) as scope:
+            attempt.on_end(lambda: _end(attempt, scope))
+            return await self._outcome(attempt, payload)
+        return _cut_short(attempt)
+
+    def has_ended(self, task: Task) -> bool:
+        return False  # its end is nowhere but in its server
+
+    async def inspect(self, task: Task) -> Remains:
+        return Remains.NOTHING  # it ran inside its server, and went with it
+
+    def _parse(self, payload: Mapping[str, Any]) -> Any:
+        if self._payload is None:
+            return payload
+        try:
+            return self._payload.validate_python(payload)
+        except ValidationError as error:
+            raise InvalidInput(readable(error, "payload", _names(self._payload))) from None
+
+    async def _outcome(self, attempt: Attempt, payload: Any) -> Outcome | None:
+        context = Context(attempt)
+        try:
+            result = await self._call(payload, context)
+            return _cut_short(attempt) if context.told else _completed(result)
+        except anyio.get_cancelled_exc_class():
+            if anyio.current_effective_deadline() == -math.inf:
+                raise  # a scope of ours, or one around it, was cancelled
+            return Failed(Reason.ERROR, "it cancelled itself")
+        except NonRetryable as error:
+            return Failed(Reason.ERROR, _text(error), retryable=False)
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # whatever it is, a handler may not end the server
+            if context.told:
+                return _cut_short(attempt)
+            log.warning("task %s attempt %s failed", attempt.task.id, attempt.task.attempt, exc_info=error)
+            return Failed(Reason.ERROR, _text(error))
+
+    async def _call(self, payload: Any, context: Context) -> Any:
+        arguments = (payload, context) if self._takes_context else (payload,)
+        if self._is_async:
+            return await cast(Awaitable[Any], self._function(*arguments))
+        alone = anyio.CapacityLimiter(1)  # slots are the limit; the threads that others share are not ours to fill
+        result = await anyio.to_thread.run_sync(self._function, *arguments, limiter=alone)
+        await anyio.lowlevel.checkpoint()  # a thread cannot be interrupted: a wish to end it takes effect now
+        return result
+
+
+_REGISTERED: dict[str, tuple[Callable[..., Any], int | None]] = {}
+
+
+def handler(name: str, *, max_attempts: int | None = None) -> Callable[[Function], Function]:
+    """Register the function below as the kind `name`; the function itself stays as it is.
+
+    The contract: it may run again after a failure or a crash (3 starts, or `max_attempts`), so make it idempotent.
+    It returns what JSON can hold, up to 64 KiB; an exception fails the attempt, `NonRetryable` the task.
+    """
+
+    def register(function: Function) -> Function:
+        if name in _REGISTERED or name == "command":
+            raise ValueError(f"the kind {name!r} is taken")
+        Handler(function)  # a signature that cannot be called is an error where it is written
+        _REGISTERED[name] = (function, max_attempts)
+        return function
+
+    return register
+
+
+def load_handlers(modules: str, max_attempts: int = MAX_ATTEMPTS) -> dict[str, Handler]:
+    """Import comma-separated modules, which register their handlers; all that are registered now.
+
+    `max_attempts`: for those that name no number. Raises ImportError when a module is not found; what a module raises
+    while it is imported passes through.
+    """
+    for module in filter(None, (part.strip() for part in modules.split(","))):
+        importlib.import_module(module)
+    return {name: Handler(function, most or max_attempts) for name, (function, most) in _REGISTERED.items()}
+
+
+def _end(attempt: Attempt, scope: anyio.CancelScope) -> None:
+    if attempt.ending is Ending.STOP:
+        scope.deadline = min(scope.deadline, anyio.current_time() + STOP_SECONDS)
+    else:
+        scope.cancel()
+
+
+def _cut_short(attempt: Attempt) -> Outcome | None:
+    """How it ended when its scope ended it: by a wish, else by its time limit."""
+    match attempt.ending:
+        case Ending.CANCEL:
+            return Cancelled()
+        case Ending.STOP:
+            return Interrupted("the server stopped")
+        case Ending.LOST:
+            return None
+        case None:
+            return Failed(Reason.TIMEOUT, f"it ran longer than {attempt.task.timeout_seconds:g} s")
+
+
+def _names(payload: TypeAdapter[Any]) -> list[str]:
+    """The fields of what a handler takes, to suggest from; none where its type has no JSON schema."""
+    try:
+        return list(payload.json_schema().get("properties", {}))
+    except PydanticUserError:
+        return []
+
+
+def _completed(result: Any) -> Outcome:
+    if isinstance(result, BaseModel):
+        result = result.model_dump(mode="json")
+    try:
+        text = dumps(result)
+        size = len(text) if text.isascii() else len(text.encode())
+        brackets = text.count("[") + text.count("{")
+        depth = _depth(result) if brackets > RESULT_DEPTH else brackets
+    except (TypeError, ValueError, RecursionError) as error:
+        return Failed(Reason.ERROR, f"its result is not JSON: {error}", retryable=False)
+    if size > RESULT_BYTES:
+        return Failed(Reason.ERROR, f"its result has {size} bytes; at most {RESULT_BYTES} are kept", retryable=False)
+    if depth > RESULT_DEPTH:
+        return Failed(Reason.ERROR, f"its result is nested more than {RESULT_DEPTH} levels deep", retryable=False)
+    return Completed(result, text)
+
+
+def _depth(value: Any) -> int:
+    match value:
+        case dict():
+            return 1 + max(map(_depth, cast(dict[Any, Any], value).values()), default=0)
+        case list() | tuple():
+            return 1 + max(map(_depth, cast(list[Any], value)), default=0)
+        case _:
+            return 0
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup):
+        causes = cast(BaseExceptionGroup[BaseException], error).exceptions
+        return _text(causes[0])
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return text.encode("utf-8", "replace").decode()[:MESSAGE_CHARACTERS]
+
+
+class Sleep(BaseModel):
+    """What `sleep` takes."""
+
+    model_config = ConfigDict(extra="forbid")
+    seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+
+
+@handler("echo")
+async def echo(payload: dict[str, Any]) -> Any:
+    """Return the payload: for trying out."""
+    return payload
+
+
+@handler("sleep")
+async def sleep(payload: Sleep, context: Context) -> Any:
+    """Wait that many seconds, telling progress: for trying out."""
+    began = anyio.current_time()
+    while (slept := anyio.current_time() - began) < payload.seconds:
+        context.progress(round(slept, 1), payload.seconds)
+        await anyio.sleep(min(1.0, payload.seconds - slept))
+    return {"slept_seconds": payload.seconds}
