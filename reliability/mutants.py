@@ -17,7 +17,7 @@ import anyio
 
 from reliability import records
 from taskorch.domain import rules
-from taskorch.domain.task import Status, Task
+from taskorch.domain.task import Status, Task, with_values
 from taskorch.storage import bulk, rows, schema, store
 from taskorch.storage.ends import _end_attempts as end_attempts
 from taskorch.storage.rows import BY_ID, COLUMNS, encoded, from_row
@@ -82,7 +82,7 @@ def _settle(tx: Any, ends: Sequence[Any], clock: Callable[[], int], by_status: b
             lost.append(task)
             continue
         changes = {"status": Status.WORKING, "attempt": max(1, row.attempt), "finished_at": None, "result": None}
-        after = rules.settle(rules.with_values(row, **changes, error=None), outcome, clock(), started_at)
+        after = rules.settle(with_values(row, **changes, error=None), outcome, clock(), started_at)
         _overwrite(tx, row, after)
         end_attempts(tx, [(after, outcome)])
     return lost
@@ -154,7 +154,7 @@ def _cancel_lost() -> None:
     original = rules.settle
 
     def settle(task: Task, outcome: Any, now: int, started_at: int | None = None) -> Task:
-        return original(rules.with_values(task, cancel_requested_at=None), outcome, now, started_at)
+        return original(with_values(task, cancel_requested_at=None), outcome, now, started_at)
 
     rules.settle = settle
 
@@ -164,7 +164,7 @@ def _adoption() -> None:
         def write(tx: Any) -> Task:
             row = _now(tx, task.id)
             ended = {"finished_at": None, "result": None, "error": None, "ready": False}
-            after = rules.with_values(row, **ended, status=Status.WORKING, attempt=task.attempt, owner=owner)
+            after = with_values(row, **ended, status=Status.WORKING, attempt=task.attempt, owner=owner)
             _overwrite(tx, row, after)
             rows.note(tx, after, "adopted", f"server {owner}", f"from server {row.owner}")
             return after

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from taskorch.domain import rules
+from taskorch.domain import readiness
 from taskorch.domain.task import Task
 from taskorch.storage import database, schema, store
 from taskorch.work import command, peers, supervised, worker
@@ -114,7 +114,7 @@ def wrap(owner: Any, name: str, before: Callable[..., None] | None = None, after
 
 def watch(victim: Victim) -> None:
     """Set the points and the journal's lines, and shorten what would make a run long."""
-    rules.BACKOFF_FIRST_MS = BACKOFF_FIRST_MS
+    readiness.BACKOFF_FIRST_MS = BACKOFF_FIRST_MS
     worker.HUNG_SECONDS = HUNG_SECONDS
     peers.STRAY_SECONDS = STRAY_SECONDS
     supervised.compiled_shim = lambda _: victim.part.folder / "shim.py"

@@ -123,6 +123,7 @@ class Machine(RuleBasedStateMachine):
         row: Row = dict.fromkeys(Task.__dataclass_fields__) | {"starts": [], "events": [], "attempt": 0}
         row |= {"kind": kind, "payload": {"n": 1}, "priority": priority, "rank": int(priority), "interruptions": 0}
         row |= {"max_attempts": 2, "timeout_seconds": 60.0, "on_server_exit": "survive", "labels": (), "paused": False}
+        row |= {"blocked": False, "held": False}
         row |= {"created_at": self.twin.now, "delete_requested": False, "version": 0} | times
         row["seq"] = 1 + max((row["seq"] for row in self.twin.rows.values()), default=0)
         row["id"] = task_id

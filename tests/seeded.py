@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from taskorch.domain import rules
-from taskorch.domain.task import Status, Task
+from taskorch.domain.task import Status, Task, with_values
 from taskorch.storage import bulk, claims, dedupe, ends, removed, rows, store
 from taskorch.storage.database import Transaction
 from taskorch.storage.rows import BY_ID, COLUMNS, from_row
@@ -34,7 +34,7 @@ def _trusts_the_index(patch: pytest.MonkeyPatch) -> None:
         return [from_row(row) for row in bulk.select(tx, COLUMNS, claims.READY, (kind, limit))]
 
     def claim(task: Task, owner: int, now: int) -> Task:
-        return original(rules.with_values(task, run_at=None, expires_at=None), owner, now)
+        return original(with_values(task, run_at=None, expires_at=None), owner, now)
 
     original = rules.claim
     patch.setattr(claims, "_runnable", runnable)
@@ -52,7 +52,7 @@ def _rule(name: str, before: Callable[[Task], Task]) -> Plant:
 
 
 def _no_cancel_request(task: Task) -> Task:
-    return rules.with_values(task, cancel_requested_at=None)
+    return with_values(task, cancel_requested_at=None)
 
 
 def _unlimited(patch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def _number_given_back(patch: pytest.MonkeyPatch) -> None:
 
     def settle(task: Task, *args: Any) -> Task:
         after = original(task, *args)
-        return rules.with_values(after, attempt=task.attempt - 1) if after.status is Status.WAITING else after
+        return with_values(after, attempt=task.attempt - 1) if after.status is Status.WAITING else after
 
     patch.setattr(rules, "settle", settle)
 

@@ -16,7 +16,7 @@ import pytest
 from fakes import Clock
 
 from taskorch.domain import rules
-from taskorch.domain.task import Completed, Failed, NewTask, Priority, Progress, Reason, Task
+from taskorch.domain.task import Completed, Failed, NewTask, Priority, Progress, Reason, Task, with_values
 from taskorch.storage.connection import hop
 from taskorch.storage.database import Database
 from taskorch.storage.queries import Queries
@@ -270,7 +270,7 @@ async def test_a_cancelled_promotion_lets_in_all_that_is_due_at_a_moment_or_noth
     def due(n: int) -> Task:
         moment = begin + 1 + n // 3
         late = {"run_at": begin + 10**9, "expires_at": moment} if n % 3 == 0 else {"run_at": moment}
-        return rules.with_values(task, id=f"t{n:016}", **late)
+        return with_values(task, id=f"t{n:016}", **late)
 
     calls = 1_000
     tasks = [due(n) for n in range(3 * calls)]

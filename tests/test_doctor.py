@@ -148,7 +148,7 @@ def test_the_command_exits_with_1_when_something_must_be_mended(state: Path) -> 
 
 
 def test_it_needs_no_sdk() -> None:
-    script = "import sys; from taskorch import doctor; sys.exit('mcp' in sys.modules)"
+    script = "import sys; from taskorch.cli import doctor; sys.exit('mcp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": PACKAGE}).returncode == 0
 
 

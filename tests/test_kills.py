@@ -12,6 +12,7 @@ import pytest
 
 from reliability import history, mutants, record
 from reliability.record import Event, History, Line, Row, Start
+from taskorch.storage import schema
 
 ROOT = Path(__file__).parents[1]
 TASK = "t0000000000000001"
@@ -132,7 +133,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "state" / "servers").mkdir(parents=True)
     (tmp_path / "journal").touch()
     with sqlite3.connect(tmp_path / "state" / "taskorch.db") as db:
-        db.executescript((ROOT / "src" / "taskorch" / "schema.sql").read_text())
+        schema.migrate(db)
     db.close()
     return tmp_path
 

@@ -3,7 +3,6 @@
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import resources
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from fakes import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskorch.domain import rules
+from taskorch.domain import readiness, rules
 from taskorch.domain.errors import Conflict
 from taskorch.domain.task import (
     Cancelled,
@@ -28,6 +27,7 @@ from taskorch.domain.task import (
     Status,
     Task,
 )
+from taskorch.storage import schema
 from taskorch.storage.database import Transaction
 from taskorch.storage.rows import insert_all, load, save, to_values
 
@@ -79,7 +79,7 @@ MOVES: dict[str, Callable[[Task, int], Task | None]] = {
     "expire": rules.expire,
     "retry": lambda task, now: rules.retry(task, None, now),
     "edit": lambda task, now: rules.edit(task, {"labels": ("a",)}, None, now),
-    "file": rules.file,
+    "file": readiness.file,
     "delete": lambda task, now: rules.request_delete(task, False, now),
     "delete, confirmed": lambda task, now: rules.request_delete(task, True, now),
 }
@@ -192,7 +192,7 @@ def test_an_attempt_starts_without_what_the_last_one_left() -> None:
 
 def test_a_failure_that_may_be_retried_waits_for_its_backoff() -> None:
     after = times_out(working())
-    assert after.run_at == NOW + rules.backoff_ms(after.id, 1)
+    assert after.run_at == NOW + readiness.backoff_ms(after.id, 1)
     assert not after.ready
     assert after.error == Error(Reason.TIMEOUT, "too slow")
 
@@ -425,7 +425,7 @@ def test_a_task_whose_backoff_ends_after_it_expires_can_still_be_labelled() -> N
     ],
 )
 def test_a_task_says_why_it_waits(task: Task, phase: Phase | None) -> None:
-    assert rules.phase(task, NOW, {"echo"}) is phase
+    assert readiness.phase(task, NOW, {"echo"}) is phase
 
 
 ids = st.from_regex(r"t[0-9a-hjkmnp-tv-z]{16}", fullmatch=True)
@@ -434,25 +434,25 @@ ids = st.from_regex(r"t[0-9a-hjkmnp-tv-z]{16}", fullmatch=True)
 @given(ids, st.integers(1, 10_000))
 def test_backoff_is_the_same_at_every_call_and_stays_within_its_bounds(task_id: str, attempt: int) -> None:
     whole = min(300_000, 2_000 * 2 ** (attempt - 1))
-    waits = {rules.backoff_ms(task_id, attempt) for _ in range(3)}
+    waits = {readiness.backoff_ms(task_id, attempt) for _ in range(3)}
     assert len(waits) == 1
     assert whole / 2 <= waits.pop() <= whole
 
 
 def test_backoff_is_the_same_in_every_version_and_process() -> None:
-    assert [rules.backoff_ms("t0123456789abcdef", n) for n in (1, 2, 10)] == [1471, 2119, 292669]
+    assert [readiness.backoff_ms("t0123456789abcdef", n) for n in (1, 2, 10)] == [1471, 2119, 292669]
 
 
 def test_a_failure_waits_longer_each_time() -> None:
-    waits = [rules.backoff_ms("t0123456789abcdef", attempt) for attempt in range(1, 9)]
+    waits = [readiness.backoff_ms("t0123456789abcdef", attempt) for attempt in range(1, 9)]
     assert waits == sorted(waits)
     assert waits[0] < 2_000
     assert waits[-1] >= 128_000
-    assert rules.backoff_ms("t0123456789abcdef", 9) >= 150_000
+    assert readiness.backoff_ms("t0123456789abcdef", 9) >= 150_000
 
 
 def test_tasks_that_fail_together_do_not_come_back_together() -> None:
-    waits = {rules.backoff_ms(f"t{n:016d}", 3) for n in range(100)}
+    waits = {readiness.backoff_ms(f"t{n:016d}", 3) for n in range(100)}
     assert len(waits) > 90
     assert max(waits) - min(waits) > 3_000  # of the 4 s that are drawn
 
@@ -468,7 +468,7 @@ def changed(before: Task, after: Task) -> set[str]:
 def table() -> Iterator[Transaction]:
     """The real tables, in memory."""
     connection = sqlite3.connect(":memory:", isolation_level=None, factory=Transaction)
-    connection.executescript(resources.files("taskorch.storage").joinpath("schema.sql").read_text("utf-8"))
+    schema.migrate(connection)
     try:
         yield connection
     finally:
@@ -569,7 +569,7 @@ class AnyMoves:
         assert task.interruptions <= 5
         assert (task.owner is not None) == (task.status is Status.WORKING)
         assert (task.finished_at is not None) == task.ended
-        assert not task.ready or rules.may_run(task, self.clock.now)
+        assert not task.ready or readiness.may_run(task, self.clock.now)
         if task.status is Status.WAITING:
             assert rules.starts_left(task) >= 1
             assert task.cancel_requested_at is None
@@ -603,8 +603,8 @@ class AnyMoves:
         self.move("retry", lambda task, now: rules.retry(task, self.when(delay), now))
 
     def file(self) -> None:
-        self.move("file", rules.file)
-        assert self.task.ready == rules.may_run(self.task, self.clock.now)
+        self.move("file", readiness.file)
+        assert self.task.ready == readiness.may_run(self.task, self.clock.now)
 
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)

@@ -350,7 +350,7 @@ def sql_calls(tree: ast.AST) -> Iterator[ast.Call]:
 TEXT_BUILDERS = {  # the only places where SQL is put together, and from what: names of this program and question marks
     "bulk": {"table", "', '.join(columns)", "', '.join('?' * columns)", "_values(len(columns), rows)", "query"}
     | {"name", "place", "sets", "where", "values", "first.format('=')", "key.format('IS')"},
-    "claims": {"SELECT", "BATCH", "rules.BACKOFF_CAP_MS"},
+    "claims": {"SELECT", "BATCH", "readiness.BACKOFF_CAP_MS"},
     "queries": {"SELECT", "CANDIDATES + 1", "EXACT_COUNTS", "TEXT", "_where(at)", "_where(where)"}
     | {"' AND '.join(conditions)"},
     "dedupe": {"SELECT"},

@@ -2,7 +2,6 @@
 
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from fakes import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskorch.domain import rules
+from taskorch.domain import readiness, rules
 from taskorch.domain.errors import Conflict, NotFound, StoreError
 from taskorch.domain.task import (
     Cancelled,
@@ -29,7 +28,7 @@ from taskorch.domain.task import (
     Status,
     Task,
 )
-from taskorch.storage import busy, claims
+from taskorch.storage import busy, claims, schema
 from taskorch.storage import queries as queries_module
 from taskorch.storage import store as module
 from taskorch.storage.database import Database, Transaction, open_database
@@ -124,7 +123,7 @@ async def history(database: Database, task: Task) -> tuple[list[tuple[Any, ...]]
 @pytest.fixture(scope="module")
 def table() -> Iterator[sqlite3.Connection]:
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    connection.executescript(resources.files("taskorch.storage").joinpath("schema.sql").read_text("utf-8"))
+    schema.migrate(connection)
     yield connection
     connection.close()
 
@@ -140,6 +139,8 @@ WAITING = NONE | {
     "rank": 1,
     "ready": 0,
     "paused": 0,
+    "blocked": 0,
+    "held": 0,
     "attempt": 1,
     "max_attempts": 3,
     "interruptions": 0,
@@ -168,6 +169,16 @@ def test_the_table_takes_every_status_as_the_rules_make_it(table: sqlite3.Connec
     ("row", "wrong"),
     [
         (WAITING, {"owner": 1}),
+        (WAITING, {"blocked": 1, "ready": 1}),
+        (WORKING, {"blocked": 1}),
+        (FAILED, {"blocked": 1}),
+        (WAITING, {"held": 1}),
+        (WAITING, {"held": 1, "ready": 1, "concurrency_key": "k"}),
+        (CANCELLED, {"held": 1, "concurrency_key": "k"}),
+        (WORKING, {"schedule": "{}"}),
+        (WAITING, {"schedule": "{}", "ready": 1}),
+        (WAITING, {"claim_expires_at": 1}),
+        (COMPLETED, {"claim_expires_at": 1}),
         (COMPLETED, {"owner": 1}),
         (FAILED, {"owner": 1}),
         (CANCELLED, {"owner": 1}),
@@ -1069,7 +1080,7 @@ class Twin:
         for row in ready:
             if len(expected) == free:
                 break
-            if rules.may_run(row, self._clock.now):
+            if readiness.may_run(row, self._clock.now):
                 expected.append(rules.claim(row, owner, self._clock.now))
             else:
                 self._refile(row)
@@ -1135,7 +1146,7 @@ class Twin:
     async def promote(self, store: Store, _: int) -> None:
         now = self._clock.now
         for row in list(self._rows.values()):
-            if rules.is_expired(row, now) or (row.run_at is not None and rules.may_run(row, now)):
+            if readiness.is_expired(row, now) or (row.run_at is not None and readiness.may_run(row, now)):
                 self._refile(row)
         waiting = [row for row in self._rows.values() if row.status is Status.WAITING]
         due = [row.expires_at for row in waiting if row.expires_at is not None]
@@ -1172,7 +1183,7 @@ class Twin:
 
     def _refile(self, row: Task) -> None:
         now = self._clock.now
-        self._rows[row.id] = rules.expire(row, now) if rules.is_expired(row, now) else rules.file(row, now)
+        self._rows[row.id] = rules.expire(row, now) if readiness.is_expired(row, now) else readiness.file(row, now)
 
     def _pick(self, tasks: Sequence[Task], index: int) -> Task | None:
         return tasks[-1 - index % len(tasks)] if tasks else None

@@ -4,11 +4,11 @@ Each rule takes a Task and returns the Task it becomes; none changes anything in
 the epoch (UTC). `schema.sql` repeats the invariants as CHECK constraints.
 """
 
-from collections.abc import Collection, Mapping
-from random import Random
+from collections.abc import Mapping
 from typing import Any
 
 from taskorch.domain.errors import Conflict
+from taskorch.domain.readiness import backoff_ms, file, is_expired, may_run
 from taskorch.domain.task import (
     BLANK,
     Cancelled,
@@ -18,16 +18,14 @@ from taskorch.domain.task import (
     Interrupted,
     NewTask,
     Outcome,
-    Phase,
     Progress,
     Reason,
     Status,
     Task,
+    with_values,
 )
 
 MAX_INTERRUPTIONS = 5
-BACKOFF_FIRST_MS = 2_000
-BACKOFF_CAP_MS = 300_000
 
 MOVES: Mapping[Status, frozenset[Status]] = {
     Status.WAITING: frozenset({Status.WAITING, Status.WORKING, Status.FAILED, Status.CANCELLED}),
@@ -43,8 +41,8 @@ EDITABLE_WAITING = frozenset(
 EDITABLE_WORKING = frozenset({"priority", "labels"})
 
 
-def create(new: NewTask, *, seq: int, task_id: str, now: int) -> Task:
-    """A new waiting task, in the ready index if it may run now."""
+def create(new: NewTask, *, seq: int, task_id: str, now: int, blocked: bool = False) -> Task:
+    """A new waiting task, in the ready index if it may run now. `blocked`: it depends on one that has not ended."""
     task = with_values(
         BLANK,
         seq=seq,
@@ -58,6 +56,10 @@ def create(new: NewTask, *, seq: int, task_id: str, now: int) -> Task:
         timeout_seconds=new.timeout_seconds,
         on_server_exit=new.on_server_exit,
         labels=new.labels,
+        concurrency_key=new.concurrency_key,
+        retry=new.retry,
+        schedule=new.schedule,
+        blocked=blocked,
         run_at=new.run_at,
         expires_at=new.expires_at,
         created_at=now,
@@ -86,12 +88,6 @@ def claim(task: Task, owner: int, now: int) -> Task:
         error=None,
         progress=None,
     )
-
-
-def may_run(task: Task, now: int) -> bool:
-    """Whether a claim would be right at this moment."""
-    due = task.run_at is None or task.run_at <= now
-    return task.status is Status.WAITING and due and not task.paused and not is_expired(task, now)
 
 
 def settle(task: Task, outcome: Outcome, now: int, started_at: int | None = None) -> Task:
@@ -145,10 +141,6 @@ def expire(task: Task, now: int) -> Task:
     return _end(task, Status.FAILED, now, task.started_at, error=error)
 
 
-def is_expired(task: Task, now: int) -> bool:
-    return task.status is Status.WAITING and task.expires_at is not None and task.expires_at <= now
-
-
 def retry(task: Task, run_at: int | None, now: int) -> Task:
     """failed or cancelled → waiting, with at least one more start; the history and the attempt number stay."""
     if task.status not in (Status.FAILED, Status.CANCELLED):
@@ -200,19 +192,6 @@ def edit(task: Task, changes: Mapping[str, Any], expected_version: int | None, n
     return file(edited, now) if task.status is Status.WAITING else edited
 
 
-def file(task: Task, now: int) -> Task:
-    """Enter or leave the ready index. Not a change that anybody sees: version and updated_at stay."""
-    ready = may_run(task, now)
-    return task if task.ready is ready else with_values(task, ready=ready)
-
-
-def restore_backoff(task: Task, now: int) -> Task:
-    """The same wait from now, of a task whose backoff was reckoned by a clock that has been set back since."""
-    if task.run_at is None:
-        return task
-    return with_values(task, run_at=min(task.run_at, now + max(0, task.run_at - task.updated_at)), updated_at=now)
-
-
 def report(task: Task, progress: Progress, now: int) -> Task:
     """Note how far the current attempt is. It does not raise the version: nobody's edit conflicts with it."""
     _must_work(task)
@@ -237,34 +216,6 @@ def request_delete(task: Task, confirm: bool, now: int, asked: int | None = None
     return with_values(cancel(task, "deleted while working", now), **wish)
 
 
-def phase(task: Task, now: int, kinds: Collection[str]) -> Phase | None:
-    """Why the task waits, or that it is being cancelled. `kinds`: what some live server can run."""
-    if task.status is Status.WORKING:
-        return Phase.CANCELLING if task.cancel_requested_at is not None else None
-    if task.status is not Status.WAITING:
-        return None
-    if task.paused:
-        return Phase.PAUSED
-    if task.kind not in kinds:
-        return Phase.BLOCKED
-    if task.run_at is not None and task.run_at > now:
-        return Phase.BACKOFF if task.error is not None else Phase.SCHEDULED
-    return Phase.READY
-
-
-def backoff_ms(task_id: str, attempt: int) -> int:
-    """How long to wait after failure number `attempt`: exponential, half of it jittered, and the same at every call."""
-    whole = min(BACKOFF_CAP_MS, BACKOFF_FIRST_MS * 2 ** min(attempt - 1, 20))
-    return int(whole / 2 + whole / 2 * Random(f"{task_id}/{attempt}").random())
-
-
-def with_values(task: Task, **changes: Any) -> Task:
-    """A copy with other values: dataclasses.replace at a tenth of its price, which every claim and settlement pays."""
-    copy = object.__new__(Task)
-    copy.__dict__.update(task.__dict__, **changes)
-    return copy
-
-
 def _move(task: Task, to: Status, now: int, **changes: Any) -> Task:
     """The one door: every change of a task that a caller can see passes here."""
     if to not in MOVES[task.status]:
@@ -279,7 +230,7 @@ def _must_work(task: Task) -> None:
 
 
 def _end(task: Task, to: Status, now: int, started_at: int | None, **changes: Any) -> Task:
-    gone = {"ready": False, "paused": False, "owner": None}
+    gone = {"ready": False, "paused": False, "blocked": False, "held": False, "owner": None, "claim_expires_at": None}
     return _move(task, to, now, **gone, started_at=started_at, finished_at=now, **changes)
 
 
@@ -289,6 +240,7 @@ def _wait(task: Task, now: int, *, run_at: int | None, error: Error | None, **ch
         Status.WAITING,
         now,
         owner=None,
+        claim_expires_at=None,
         finished_at=None,
         progress=None,
         result=None,

@@ -9,6 +9,9 @@ from enum import IntEnum, StrEnum
 from typing import Any, Literal, Protocol
 
 OnServerExit = Literal["survive", "stop"]
+OnDependencyFailure = Literal["cancel", "fail", "run"]
+CatchUp = Literal["once", "skip", "all"]
+Overlap = Literal["skip", "queue"]
 HIDDEN = "(hidden)"  # what replies show in the place of a value of a command's environment
 
 
@@ -74,6 +77,32 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """Which failures are tried again, and when: None and the defaults are the usual policy.
+
+    `on_exit`: only these exit codes of a command; `fail_on_exit`: never these. The wait before the second start is
+    `first_delay_seconds`, each further one `factor` times as long, up to `max_delay_seconds`; half of it is chance.
+    """
+
+    on_exit: tuple[int, ...] | None = None
+    fail_on_exit: tuple[int, ...] = ()
+    first_delay_seconds: float = 2.0
+    factor: float = 2.0
+    max_delay_seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a schedule creates tasks: by `cron` (5 fields, in `time_zone`) or `every_seconds`; one of them is None."""
+
+    cron: str | None
+    every_seconds: float | None
+    time_zone: str
+    catch_up: CatchUp = "once"
+    overlap: Overlap = "skip"
+
+
+@dataclass(frozen=True, slots=True)
 class NewTask:
     """What a client asks for. `run_at` and `expires_at` are milliseconds since the epoch."""
 
@@ -87,6 +116,9 @@ class NewTask:
     expires_at: int | None = None
     on_server_exit: OnServerExit = "survive"
     labels: tuple[str, ...] = ()
+    concurrency_key: str | None = None
+    retry: Retry | None = None
+    schedule: Schedule | None = None
 
 
 @dataclass(frozen=True)
@@ -103,13 +135,19 @@ class Task:
     rank: int
     ready: bool
     paused: bool
+    blocked: bool
+    held: bool
     attempt: int
     max_attempts: int
     interruptions: int
     owner: int | None
+    claim_expires_at: int | None
     timeout_seconds: float
     on_server_exit: OnServerExit
     labels: tuple[str, ...]
+    concurrency_key: str | None
+    retry: Retry | None
+    schedule: Schedule | None
     progress: Progress | None
     result: Any
     error: Error | None
@@ -145,13 +183,19 @@ BLANK = Task(
     rank=0,
     ready=True,
     paused=False,
+    blocked=False,
+    held=False,
     attempt=0,
     max_attempts=1,
     interruptions=0,
     owner=None,
+    claim_expires_at=None,
     timeout_seconds=1.0,
     on_server_exit="survive",
     labels=(),
+    concurrency_key=None,
+    retry=None,
+    schedule=None,
     progress=None,
     result=None,
     error=None,
@@ -166,6 +210,13 @@ BLANK = Task(
     finished_at=None,
     version=1,
 )  # what a new task is before anybody has said anything
+
+
+def with_values(task: Task, **changes: Any) -> Task:
+    """A copy with other values: dataclasses.replace at a tenth of its price, which every claim and settlement pays."""
+    copy = object.__new__(Task)
+    copy.__dict__.update(task.__dict__, **changes)
+    return copy
 
 
 # How one attempt ended.

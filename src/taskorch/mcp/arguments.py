@@ -227,7 +227,10 @@ def parse(model: type[Model], raw: Mapping[str, Any]) -> Model:
 
 
 def schema(model: type[Arguments]) -> dict[str, Any]:
-    """The model's JSON schema: closed, without titles and nulls. (No model nests another, so there is no `$ref`.)"""
+    """The model's JSON schema: closed, without titles, nulls and texts' lengths, which errors tell who needs to know.
+
+    (No model nests another, so there is no `$ref`.)
+    """
     made = model.model_json_schema(schema_generator=_Lean)
     return {name: value for name, value in made.items() if name != "title"}
 
@@ -239,6 +242,9 @@ class _Lean(GenerateJsonSchema):
     def default_schema(self, schema: Any) -> dict[str, Any]:
         made = super().default_schema(schema)
         return {name: value for name, value in made.items() if (name, value) != ("default", None)}
+
+    def str_schema(self, schema: Any) -> dict[str, Any]:
+        return {"type": "string"}
 
     def nullable_schema(self, schema: Any) -> dict[str, Any]:
         return self.generate_inner(schema["schema"])  # null means "not given", which needs no mention

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import starmap
 
-from taskorch.domain import rules
+from taskorch.domain import readiness
 from taskorch.domain.errors import shown
 from taskorch.domain.task import Error, Phase, Progress, Reason, Status, Task
 from taskorch.mcp.wording import Facts, counts_text, cut_bytes, cut_json, iso, present, safe_text, seconds_text
@@ -48,7 +48,7 @@ def task_facts(task: Task, view: View, limit: int, name_limit: int = 200) -> Fac
         name=cut_bytes(task.name, name_limit),
         kind=cut_bytes(task.kind, name_limit),
         status=str(task.status),
-        phase=rules.phase(task, view.now, view.kinds),
+        phase=readiness.phase(task, view.now, view.kinds),
         priority=task.priority.name.lower(),
         attempt=task.attempt,
         max_attempts=task.max_attempts,
@@ -89,7 +89,7 @@ def row_facts(task: Task, view: View) -> Facts:
         name="" if task.name else None,
         kind=task.kind,
         status=str(task.status),
-        phase=rules.phase(task, view.now, view.kinds),
+        phase=readiness.phase(task, view.now, view.kinds),
         priority=task.priority.name.lower(),
         attempt=task.attempt,
         created_at=iso(task.created_at),
@@ -225,7 +225,7 @@ def error_text(error: Facts) -> str:
 
 
 def state_text(task: Task, view: View) -> str:
-    phase = rules.phase(task, view.now, view.kinds)
+    phase = readiness.phase(task, view.now, view.kinds)
     match phase:
         case None:
             return str(task.status)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from taskorch.domain import rules
+from taskorch.domain import readiness
 from taskorch.domain.task import Status, Task
 from taskorch.mcp.replies import (
     CONCISE_BYTES,
@@ -68,7 +68,7 @@ def _wait_facts(task: Task, tail: Tail | None, view: View, limit: int) -> Facts:
         id=task.id,
         name=cut_bytes(task.name, NAME_BYTES),
         status=str(task.status),
-        phase=rules.phase(task, view.now, view.kinds),
+        phase=readiness.phase(task, view.now, view.kinds),
         attempt=task.attempt,
         progress=task.progress and progress_facts(task.progress, limit) if task.status is Status.WORKING else None,
         **result_facts(task, limit),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from taskorch.domain import rules
+from taskorch.domain import readiness, rules
 from taskorch.domain.task import Task
 from taskorch.storage import bulk
 from taskorch.storage.database import Transaction
@@ -12,12 +12,13 @@ BATCH = 500  # rows that one transaction promotes at most, so that others get th
 CLAIMED = ("status", "ready", "attempt", "owner", "started_at", "error", "progress", "updated_at", "version")
 ATTEMPT_BEGIN = ("task", "attempt", "owner", "started_at")
 READY = f"{SELECT} WHERE ready = 1 AND kind = ? ORDER BY rank DESC, seq LIMIT ?"
-DUE = f"{SELECT} WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at IS NOT NULL AND run_at <= ? LIMIT ?"
+IN_TIME = "status = 'waiting' AND ready = 0 AND paused = 0 AND blocked = 0 AND held = 0 AND run_at IS NOT NULL"
+DUE = f"{SELECT} WHERE {IN_TIME} AND run_at <= ? LIMIT ?"
 EXPIRED = f"{SELECT} WHERE status = 'waiting' AND expires_at IS NOT NULL AND expires_at <= ? LIMIT ?"
-STRANDED = f"""{SELECT} WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at > ? AND error IS NOT NULL
-  AND updated_at > ? AND run_at - updated_at <= {rules.BACKOFF_CAP_MS} LIMIT {BATCH}"""
-NEXT_DUE = """SELECT min(at) FROM (
-  SELECT min(run_at) AS at FROM tasks WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at IS NOT NULL
+STRANDED = f"""{SELECT} WHERE {IN_TIME} AND run_at > ? AND error IS NOT NULL
+  AND updated_at > ? AND run_at - updated_at <= {readiness.BACKOFF_CAP_MS} LIMIT {BATCH}"""
+NEXT_DUE = f"""SELECT min(at) FROM (
+  SELECT min(run_at) AS at FROM tasks WHERE {IN_TIME}
   UNION ALL SELECT min(expires_at) FROM tasks WHERE status = 'waiting' AND expires_at IS NOT NULL)"""
 
 
@@ -50,14 +51,14 @@ def restore_backoffs(tx: Transaction, now: int) -> None:
     """Shorten waits that were reckoned by a clock that has been set back since."""
     for row in tx.execute(STRANDED, (now, now)).fetchall():
         task = from_row(row)
-        save(tx, task, rules.restore_backoff(task, now))
+        save(tx, task, readiness.restore_backoff(task, now))
 
 
 def _runnable(tx: Transaction, kind: str, limit: int, now: int) -> list[Task]:
     """The best ready tasks of a kind. Those that may not run after all leave the index, for others behind them."""
     while True:
         found = [from_row(row) for row in bulk.select(tx, COLUMNS, READY, (kind, limit))]
-        stale = [task for task in found if not rules.may_run(task, now)]
+        stale = [task for task in found if not readiness.may_run(task, now)]
         if not stale:
             return found
         for task in stale:
@@ -65,8 +66,8 @@ def _runnable(tx: Transaction, kind: str, limit: int, now: int) -> list[Task]:
 
 
 def _refile(tx: Transaction, task: Task, now: int) -> None:
-    if rules.is_expired(task, now):
+    if readiness.is_expired(task, now):
         after = save(tx, task, rules.expire(task, now))
         note(tx, after, "expired", "server")
     else:
-        save(tx, task, rules.file(task, now))
+        save(tx, task, readiness.file(task, now))

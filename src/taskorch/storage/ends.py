@@ -23,7 +23,7 @@ def settle(tx: Transaction, ends: Sequence[End], clock: Callable[[], int]) -> li
     usual: list[tuple[Task, Task, Completed]] = []  # by far the most frequent end: the work of a claimed task returned
     others: list[End] = []
     for task, outcome, started_at in ends:
-        if isinstance(outcome, Completed) and task.status is Status.WORKING and not task.delete_requested:
+        if isinstance(outcome, Completed) and task.status is Status.WORKING and not _is_special(task):
             usual.append((task, rules.settle(task, outcome, now, started_at), outcome))
         else:
             others.append((task, outcome, started_at))
@@ -39,6 +39,11 @@ def settle(tx: Transaction, ends: Sequence[End], clock: Callable[[], int]) -> li
             settled.append((after, outcome))
     _end_attempts(tx, settled)
     return lost
+
+
+def _is_special(task: Task) -> bool:
+    """Whether its end changes more columns than COMPLETED."""
+    return task.delete_requested or task.claim_expires_at is not None
 
 
 def _complete(tx: Transaction, ends: Sequence[tuple[Task, Task, Completed]]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from taskorch.domain.errors import InvalidInput, NotFound, shown
 from taskorch.domain.task import Priority, Status, Task
 from taskorch.storage import removed
+from taskorch.storage.claims import IN_TIME
 from taskorch.storage.database import Database
 from taskorch.storage.ids import FULL_ID, PREFIX, undressed
 from taskorch.storage.lives import Life, number, recall
@@ -45,7 +46,7 @@ RECENT_ENDS = f"""SELECT status, started_at, finished_at FROM
 ENDED = f"""{SELECT} WHERE seq > (SELECT max(seq) FROM tasks) - {EXACT_COUNTS}
   AND finished_at >= ? AND (status = 'failed') = ? ORDER BY finished_at DESC LIMIT ?"""
 OLDEST_READY = "SELECT min(created_at) FROM tasks WHERE ready = 1"
-NEXT_RUN = "SELECT min(run_at) FROM tasks WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND run_at IS NOT NULL"
+NEXT_RUN = f"SELECT min(run_at) FROM tasks WHERE {IN_TIME}"
 READY_COUNT = "SELECT count(*) FROM tasks WHERE ready = 1"
 OLD = f"{SELECT} WHERE seq > ? ORDER BY seq LIMIT ?"
 PAGES = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"

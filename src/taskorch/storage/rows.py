@@ -4,12 +4,12 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
 from taskorch.domain.errors import NotFound
-from taskorch.domain.rules import with_values
-from taskorch.domain.task import Error, Priority, Progress, Reason, Status, Task
+from taskorch.domain.task import Error, Priority, Progress, Reason, Retry, Schedule, Status, Task, with_values
 from taskorch.storage import bulk
 from taskorch.storage.database import Transaction
 
@@ -34,13 +34,13 @@ def dumps(value: Any) -> str:
 
 def from_row(row: Sequence[Any]) -> Task:
     task = object.__new__(Task)
-    values = task.__dict__  # as in rules.with_values: a copy in one step
+    values = task.__dict__  # as in with_values: a copy in one step
     values.update(zip(COLUMNS, row, strict=True))
     values["payload"] = json.loads(values["payload"])
     values["status"] = _STATUSES[values["status"]]
     values["priority"] = _PRIORITIES[values["priority"]]
     values["labels"] = tuple(json.loads(values["labels"])) if values["labels"] else ()
-    for flag in ("ready", "paused", "delete_requested"):
+    for flag in ("ready", "paused", "blocked", "held", "delete_requested"):
         values[flag] = bool(values[flag])
     if values["result"] is not None:
         values["result"] = json.loads(values["result"])
@@ -49,6 +49,10 @@ def from_row(row: Sequence[Any]) -> Task:
         values["error"] = Error(Reason(error["reason"]), error["message"], error.get("exit_code"))
     if values["progress"] is not None:
         values["progress"] = Progress(**json.loads(values["progress"]))
+    if values["retry"] is not None:
+        values["retry"] = _retry(**json.loads(values["retry"]))
+    if values["schedule"] is not None:
+        values["schedule"] = Schedule(**json.loads(values["schedule"]))
     return task
 
 
@@ -164,8 +168,12 @@ def _encode_error(error: Error) -> str:
     return dumps(body if error.exit_code is None else body | {"exit_code": error.exit_code})
 
 
-def _encode_progress(progress: Progress) -> str:
-    return dumps({"value": progress.value, "total": progress.total, "message": progress.message})
+def _encode_fields(value: Progress | Retry | Schedule) -> str:
+    return dumps(asdict(value))
+
+
+def _retry(*, on_exit: list[int] | None, fail_on_exit: list[int], **delays: float) -> Retry:
+    return Retry(None if on_exit is None else tuple(on_exit), tuple(fail_on_exit), **delays)
 
 
 # sqlite3 asks a value that is not exactly a str or an int how to store it, which is slow: enums become plain here.
@@ -176,5 +184,7 @@ _ENCODERS: dict[str, Callable[[Any], Any]] = {
     "result": dumps,
     "labels": lambda labels: dumps(labels) if labels else None,
     "error": _encode_error,
-    "progress": _encode_progress,
+    "progress": _encode_fields,
+    "retry": _encode_fields,
+    "schedule": _encode_fields,
 }

@@ -40,7 +40,10 @@ def run_script(name: str) -> Step:
 
 
 # Each brings a file from the version that is its place to the next.
-STEPS: Sequence[Step] = (run_script("schema.sql"), run_script("migrations/002.sql"), run_script("migrations/003.sql"))
+STEPS: Sequence[Step] = (
+    run_script("schema.sql"),
+    *(run_script(f"migrations/{number:03}.sql") for number in range(2, 5)),
+)
 
 
 def version() -> int:

@@ -1,0 +1,61 @@
+"""When a waiting task may start, and why it may not yet. Pure, like `rules`."""
+
+from collections.abc import Collection
+from random import Random
+
+from taskorch.domain.task import Phase, Status, Task, with_values
+
+BACKOFF_FIRST_MS = 2_000
+BACKOFF_CAP_MS = 300_000
+
+
+def may_run(task: Task, now: int) -> bool:
+    """Whether a claim would be right at this moment."""
+    due = task.run_at is None or task.run_at <= now
+    stopped = task.paused or task.blocked or task.schedule is not None
+    return task.status is Status.WAITING and due and not stopped and not is_expired(task, now)
+
+
+def is_expired(task: Task, now: int) -> bool:
+    return task.status is Status.WAITING and task.expires_at is not None and task.expires_at <= now
+
+
+def file(task: Task, now: int) -> Task:
+    """Enter or leave the ready index. Not a change that anybody sees: version and updated_at stay.
+
+    With a `concurrency_key` it enters `held`: how many of that key may be ready is counted where all of them are.
+    """
+    may = may_run(task, now)
+    ready = may and (task.ready or task.concurrency_key is None)
+    held = may and not ready
+    return task if (task.ready, task.held) == (ready, held) else with_values(task, ready=ready, held=held)
+
+
+def phase(task: Task, now: int, kinds: Collection[str]) -> Phase | None:
+    """Why the task waits, or that it is being cancelled. `kinds`: what some live server can run."""
+    if task.status is Status.WORKING:
+        return Phase.CANCELLING if task.cancel_requested_at is not None else None
+    if task.status is not Status.WAITING:
+        return None
+    if task.paused:
+        return Phase.PAUSED
+    if task.blocked or task.held or task.kind not in kinds:
+        return Phase.BLOCKED
+    if task.schedule is not None:
+        return Phase.SCHEDULED
+    if task.run_at is not None and task.run_at > now:
+        return Phase.BACKOFF if task.error is not None else Phase.SCHEDULED
+    return Phase.READY
+
+
+def backoff_ms(task_id: str, attempt: int) -> int:
+    """How long to wait after failure number `attempt`: exponential, half of it jittered, and the same at every call."""
+    whole = min(BACKOFF_CAP_MS, BACKOFF_FIRST_MS * 2 ** min(attempt - 1, 20))
+    return int(whole / 2 + whole / 2 * Random(f"{task_id}/{attempt}").random())
+
+
+def restore_backoff(task: Task, now: int) -> Task:
+    """The same wait from now, of a task whose backoff was reckoned by a clock that has been set back since."""
+    if task.run_at is None:
+        return task
+    return with_values(task, run_at=min(task.run_at, now + max(0, task.run_at - task.updated_at)), updated_at=now)
