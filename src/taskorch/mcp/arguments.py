@@ -30,6 +30,7 @@ DEPTH = 32
 DAYS = 366
 DAY_SECONDS = 86_400
 OUTPUT_BYTES = 2_048
+LARGEST = 2**53  # what every JSON reader gets right
 UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # would break the line that a name stands in
 
@@ -99,8 +100,8 @@ Payload = Annotated[dict[str, Any], BeforeValidator(_object), AfterValidator(_pa
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_line)]
 Labels = Annotated[list[Label], Field(max_length=32), AfterValidator(_labels)]
 Attempts = Annotated[int, Field(ge=1, le=100), BeforeValidator(number)]
-Version = Annotated[int, Field(ge=1, le=2**53), BeforeValidator(number)]
-Offset = Annotated[int, Field(ge=0, le=2**53), BeforeValidator(number)]
+Version = Annotated[int, Field(ge=1, le=LARGEST), BeforeValidator(number)]
+Offset = Annotated[int, Field(ge=0, le=LARGEST), BeforeValidator(number)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(seconds)]
 Timeout = Annotated[float, Field(gt=0, le=DAY_SECONDS, allow_inf_nan=False), BeforeValidator(seconds)]
 Delay = Annotated[float, Field(ge=0, le=DAYS * DAY_SECONDS, allow_inf_nan=False), BeforeValidator(seconds)]
@@ -114,7 +115,13 @@ class TaskWish(Arguments):
     """What can be said of a new task."""
 
     kind: Annotated[str, Field(min_length=1, max_length=100)] = "command"
-    payload: Annotated[Payload, Field(description='command: {"argv": ["git", "fetch"], "cwd"?, "env"?, "stdin"?}')] = {}
+    payload: Annotated[
+        Payload,
+        Field(
+            description='command: {"argv": ["git", "fetch"], "cwd"?, "env"?, "stdin"?}. As any value: '
+            '{"$result": "id or ref", "path"?: "output"} of a task before it'
+        ),
+    ] = {}
     name: Name | None = None
     priority: PriorityName = "medium"
     max_attempts: Annotated[Attempts | None, Field(description="starts in all; default: command 1, others 3")] = None
@@ -124,6 +131,24 @@ class TaskWish(Arguments):
     expires_at: Annotated[Time | None, Field(description="fails if not started by then")] = None
     on_server_exit: Annotated[Literal["survive", "stop"], BeforeValidator(_word)] | None = None
     labels: Labels = []
+    depends_on: Annotated[
+        list[Id],
+        Field(max_length=1000, description="ids or names: starts when they have completed"),
+        AfterValidator(_labels),
+    ] = []
+    on_dependency_failure: Annotated[Literal["cancel", "fail", "run"], BeforeValidator(_word)] = "cancel"
+    retry: Annotated[
+        dict[str, Any] | None,
+        Field(description="on_exit?, fail_on_exit?: exit codes; first_delay_seconds?, factor?, max_delay_seconds?"),
+    ] = None
+    schedule: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description='{"cron": "0 7 * * 1-5"} or {"every_seconds": 60}; time_zone?, catch_up?: once, skip, all; '
+            "overlap?: skip, queue"
+        ),
+    ] = None
+    concurrency_key: Annotated[Key | None, Field(description="of one key, one works at a time")] = None
     dedupe_key: Annotated[Key | None, Field(description="same key and payload: the same task")] = None
 
 
@@ -134,7 +159,11 @@ class CreateTask(TaskWish):
 class CreateTasks(Arguments):
     tasks: Annotated[
         list[dict[str, Any]],
-        Field(min_length=1, max_length=1000, description="each with create_task's arguments but wait_seconds"),
+        Field(
+            min_length=1,
+            max_length=1000,
+            description="create_task's arguments but wait_seconds; ref: a name that depends_on may use in this call",
+        ),
     ]
 
 
@@ -227,9 +256,10 @@ def parse(model: type[Model], raw: Mapping[str, Any]) -> Model:
 
 
 def schema(model: type[Arguments]) -> dict[str, Any]:
-    """The model's JSON schema: closed, without titles, nulls and texts' lengths, which errors tell who needs to know.
+    """The model's JSON schema: closed, and without what a model can do without.
 
-    (No model nests another, so there is no `$ref`.)
+    That is titles, nulls, empty defaults, texts' lengths and the largest number there is; errors tell who needs to
+    know. (No model nests another, so there is no `$ref`.)
     """
     made = model.model_json_schema(schema_generator=_Lean)
     return {name: value for name, value in made.items() if name != "title"}
@@ -241,10 +271,17 @@ class _Lean(GenerateJsonSchema):
 
     def default_schema(self, schema: Any) -> dict[str, Any]:
         made = super().default_schema(schema)
-        return {name: value for name, value in made.items() if (name, value) != ("default", None)}
+        return {name: value for name, value in made.items() if name != "default" or value not in (None, "", [], {})}
+
+    def int_schema(self, schema: Any) -> dict[str, Any]:
+        made = super().int_schema(schema)
+        return {name: value for name, value in made.items() if value != LARGEST}
 
     def str_schema(self, schema: Any) -> dict[str, Any]:
         return {"type": "string"}
+
+    def dict_schema(self, schema: Any) -> dict[str, Any]:
+        return {"type": "object"}
 
     def nullable_schema(self, schema: Any) -> dict[str, Any]:
         return self.generate_inner(schema["schema"])  # null means "not given", which needs no mention
