@@ -30,13 +30,15 @@ from taskorch.domain.task import (
     Failed,
     Interrupted,
     NewTask,
+    OnDependencyFailure,
     Outcome,
     Priority,
     Progress,
     Reason,
     Task,
 )
-from taskorch.storage.store import Store, Wish
+from taskorch.storage.additions import Wish
+from taskorch.storage.store import Store
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "80"))
 STEPS = int(os.environ.get("MODEL_STEPS", "50"))
@@ -61,6 +63,7 @@ GIVEN_BACK = [
     Cancelled("ended"),
     Failed(Reason.ERROR, "boom", retryable=False),
 ]
+POLICIES: list[OnDependencyFailure] = ["cancel", "fail", "run"]
 MEANWHILE = ["nothing", "pause", "report", "delete"]
 outcome = st.sampled_from(OUTCOMES)
 DONE = Completed({"n": 1})
@@ -119,11 +122,53 @@ class Machine(RuleBasedStateMachine):
             self.born(task.id, kind, priority, times)
             self.twin.keys[key] = task.id
 
-    def born(self, task_id: str, kind: str, priority: Priority, times: Row) -> None:
+    @precondition(lambda self: self.ids and len(self.twin.rows) < 2 * TASKS)
+    @rule(by=server, some=st.lists(nth, min_size=1, max_size=3), policy=st.sampled_from(POLICIES), run_at=seconds)
+    def add_after(self, by: int, some: list[int], policy: OnDependencyFailure, run_at: int | None) -> None:
+        """A task that depends on others."""
+        parents = list(dict.fromkeys(self.ids[-1 - n % len(self.ids)] for n in some))
+        times = {"run_at": self.at(run_at), "expires_at": None}
+        new = NewTask("echo", {"n": 1}, max_attempts=2, timeout_seconds=60.0, **times)
+        rows = [self.twin.rows.get(task_id) for task_id in parents]
+        is_lost = any(row is None for row in rows)
+        bad = [row for row in rows if row and (row["delete_requested"] or row["status"] in ("failed", "cancelled"))]
+        is_refused = any(row["delete_requested"] or policy != "run" for row in bad)
+        try:
+            ((task, _),) = self.run(by, Store.add_all, [Wish(new, None, tuple(parents), policy)])
+        except NotFound:
+            assert is_lost
+        except Conflict:
+            assert is_refused and not is_lost
+        else:
+            assert not is_lost and not is_refused
+            self.born(task.id, "echo", Priority.MEDIUM, times, parents, policy)
+
+    @precondition(lambda self: len(self.twin.rows) < TASKS)
+    @rule(by=server, policy=st.sampled_from(POLICIES), outcome=outcome, late=st.sampled_from(["retry", "purge", ""]))
+    def run_a_chain(self, by: int, policy: OnDependencyFailure, outcome: Outcome, late: str) -> None:
+        """A task, one that depends on it, and one on that: the first one runs, and perhaps comes back."""
+        self.add("echo", Priority.HIGH, None, None)
+        first = self.ids[-1]
+        self.add_after(by, [0], policy, None)
+        self.add_after(by, [0], policy, None)
+        self.claim(by, TASKS, 0)
+        if task := next((task for task in self.held() if task.id == first), None):
+            self.settle(by, [(task, outcome)], None)
+        if late == "purge":
+            self.jump(9 * DAY)
+            self.purge(HOUR, HOUR)
+        elif late and (row := self.twin.rows.get(first)) and not self.retry_is_refused(row):
+            self.do(first, Store.retry, None, "me")
+            self.twin.retry(row, None)
+
+    def born(
+        self, task_id: str, kind: str, priority: Priority, times: Row, parents: Sequence[str] = (), policy: str = "run"
+    ) -> None:
         row: Row = dict.fromkeys(Task.__dataclass_fields__) | {"starts": [], "events": [], "attempt": 0}
+        row |= {"parents": list(parents), "policy": policy}
         row |= {"kind": kind, "payload": {"n": 1}, "priority": priority, "rank": int(priority), "interruptions": 0}
         row |= {"max_attempts": 2, "timeout_seconds": 60.0, "on_server_exit": "survive", "labels": (), "paused": False}
-        row |= {"blocked": False, "held": False}
+        row |= {"blocked": self.twin.unfinished(row), "held": False}
         row |= {"created_at": self.twin.now, "delete_requested": False, "version": 0} | times
         row["seq"] = 1 + max((row["seq"] for row in self.twin.rows.values()), default=0)
         row["id"] = task_id
@@ -156,13 +201,19 @@ class Machine(RuleBasedStateMachine):
     @rule(n=nth, run_at=seconds)
     def retry(self, n: int, run_at: int | None) -> None:
         at = self.at(run_at)
-        if row := self.change(n, lambda row: row["status"] not in ("failed", "cancelled"), Store.retry, at, "me"):
+        if row := self.change(n, self.retry_is_refused, Store.retry, at, "me"):
             self.twin.retry(row, at)
+
+    def retry_is_refused(self, row: Row) -> bool:
+        return row["status"] not in ("failed", "cancelled") or self.twin.stopped(row)
 
     @precondition(lambda self: self.ids)
     @rule(n=nth, confirm=st.booleans())
     def delete(self, n: int, confirm: bool) -> None:
-        row = self.change(n, lambda row: row["status"] == "working" and not confirm, Store.delete, confirm, "me")
+        def is_refused(row: Row) -> bool:
+            return (row["status"] == "working" and not confirm) or self.twin.is_needed(row)
+
+        row = self.change(n, is_refused, Store.delete, confirm, "me")
         if row and row["status"] != "working":
             self.twin.forget(row)
         elif row:
@@ -248,10 +299,10 @@ class Machine(RuleBasedStateMachine):
         else:
             self.take(1 - by, task)
         row = self.twin.rows.get(task.id)
-        if row and row["status"] in ("failed", "cancelled"):
+        if row and not self.retry_is_refused(row):
             self.do(task.id, Store.retry, None, "me")
             self.twin.retry(row, None)
-        elif row and row["status"] == "waiting" and meanwhile == "delete":
+        elif row and row["status"] == "waiting" and meanwhile == "delete" and not self.twin.is_needed(row):
             self.do(task.id, Store.delete, False, "me")
             self.twin.forget(row)
         elif row and row["status"] == "waiting" and meanwhile == "pause":

@@ -1,13 +1,14 @@
 """Bugs to plant in the store, each of which a proof must find: one that proves nothing would find none."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from taskorch.domain import rules
 from taskorch.domain.task import Status, Task, with_values
-from taskorch.storage import bulk, claims, dedupe, ends, removed, rows, store
+from taskorch.storage import bulk, claims, dedupe, dependencies, ends, removed, rows, store
 from taskorch.storage.database import Transaction
 from taskorch.storage.rows import BY_ID, COLUMNS, from_row
 
@@ -97,6 +98,36 @@ def _forgotten_without_a_note(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(removed, "note", note)
 
 
+def _others_as(**wrong: Any) -> Plant:
+    """What a task depends on is seen otherwise than it is."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        original = dependencies._state
+        patch.setattr(dependencies, "_state", lambda tx, child: replace(original(tx, child), **wrong))
+
+    return plant
+
+
+def _only_the_next_step(patch: pytest.MonkeyPatch) -> None:
+    def follow(tx: Transaction, now: int) -> None:
+        known = len(tx.moved)
+        original(tx, now)
+        beyond = [move for move in tx.moved[known:] if move[0].ended is not move[1].ended]
+        for before, after in beyond[1:]:  # what follows from what has followed is undone
+            rows.save(tx, after, with_values(before, version=after.version + 1))
+
+    original = dependencies.follow
+    patch.setattr(dependencies, "follow", follow)
+
+
+def _nothing_comes_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(dependencies, "_bring_back", lambda *_: None)
+
+
+def _needed_ones_are_removed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(dependencies, "delete_unneeded", rows.delete)
+
+
 BUGS: dict[str, Plant] = {
     "fence without the attempt": _fence(lambda now, task: now.owner == task.owner),
     "fence without the owner": _fence(lambda now, task: now.attempt == task.attempt),
@@ -109,4 +140,9 @@ BUGS: dict[str, Plant] = {
     "ends are not counted": _counts_forgotten,
     "other work under a key is taken for the same": _other_work_under_a_key,
     "a removal is not remembered": _forgotten_without_a_note,
+    "a failed step stops nothing": _others_as(failed=None),
+    "the first of many to end lets a task go": _others_as(unfinished=False),
+    "a failure stops no more than one task": _only_the_next_step,
+    "a retry does not bring back what it stopped": _nothing_comes_back,
+    "retention takes what others wait for": _needed_ones_are_removed,
 }

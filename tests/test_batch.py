@@ -8,7 +8,8 @@ from mcp import Client
 
 from taskorch.domain.errors import Conflict
 from taskorch.domain.task import NewTask
-from taskorch.storage.store import Store, Wish
+from taskorch.storage.additions import Wish
+from taskorch.storage.store import Store
 
 LATER = {"kind": "echo", "delay_seconds": 3600}
 

@@ -12,9 +12,10 @@ from servers import Place
 
 from taskorch.domain.errors import Conflict
 from taskorch.domain.task import Completed, NewTask, Task
+from taskorch.storage.additions import Wish
 from taskorch.storage.database import Database, open_database
 from taskorch.storage.dedupe import KEPT_MS
-from taskorch.storage.store import Store, Wish
+from taskorch.storage.store import Store
 
 LATER = {"kind": "echo", "delay_seconds": 3600}
 

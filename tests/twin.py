@@ -29,7 +29,7 @@ class Twin:
 
     def may_run(self, row: Row) -> bool:
         due = row["run_at"] is None or row["run_at"] <= self.now
-        return row["status"] == "waiting" and due and not row["paused"] and not self.expired(row)
+        return row["status"] == "waiting" and due and not row["paused"] and not row["blocked"] and not self.expired(row)
 
     def expired(self, row: Row) -> bool:
         return row["status"] == "waiting" and row["expires_at"] is not None and row["expires_at"] <= self.now
@@ -52,10 +52,55 @@ class Twin:
     # Moves. Each is only called where it is allowed.
 
     def move(self, row: Row, status: str, **fields: Any) -> None:
+        had_ended = row.get("finished_at") is not None
         row |= {"status": status, "version": row["version"] + 1, "updated_at": self.now} | fields
+        if status != "waiting":
+            row["blocked"] = False
         row["ready"] = self.may_run(row)
         if status == "completed":
             self.completed[row["id"]] = dict(row)
+        has_ended = row["finished_at"] is not None
+        for child in self.children(row) if has_ended is not had_ended else []:
+            self.follow(child, returned=had_ended)
+
+    def parents(self, row: Row) -> list[Row]:
+        return [self.rows[task_id] for task_id in row["parents"] if task_id in self.rows]
+
+    def children(self, row: Row) -> list[Row]:
+        return [child for child in self.rows.values() if row["id"] in child["parents"]]
+
+    def is_needed(self, row: Row) -> bool:
+        """Whether what has not ended depends on it."""
+        return any(child["finished_at"] is None for child in self.children(row))
+
+    def stopped(self, row: Row) -> bool:
+        """Whether something that it depends on has ended otherwise than well, and it minds."""
+        bad = [parent for parent in self.parents(row) if parent["status"] in ("failed", "cancelled")]
+        return bool(bad) and row["policy"] != "run"
+
+    def unfinished(self, row: Row) -> bool:
+        return any(parent["finished_at"] is None for parent in self.parents(row))
+
+    def waits_for_others(self, row: Row) -> bool:
+        """Whether it ended because of others and would run if they had not."""
+        by_others = row["error"] in ("dependency", "dependency_failed")
+        return by_others and row["attempt"] == 0 and not row["delete_requested"]
+
+    def follow(self, row: Row, returned: bool) -> None:
+        """Something that it depends on has ended, or has `returned` from its end."""
+        if row["status"] == "waiting" and self.stopped(row):
+            end = {"finished_at": self.now, "paused": False}
+            if row["policy"] == "fail":
+                row["events"].append("dependency_failed")
+                self.move(row, "failed", **end, error="dependency_failed")
+            else:
+                row["events"].append("cancelled")
+                self.move(row, "cancelled", **end, error="dependency")
+        elif row["status"] == "waiting":
+            row["blocked"] = self.unfinished(row)
+            row["ready"] = self.may_run(row)
+        elif returned and self.waits_for_others(row) and not self.stopped(row):
+            self.retry(row, row["run_at"])
 
     def claim(self, owner: int, kinds: Mapping[str, int], free: int) -> list[str]:
         found: list[Row] = []
@@ -119,8 +164,9 @@ class Twin:
             expires_at = None
         most = max(row["max_attempts"], row["attempt"] - row["interruptions"] + 1)
         anew = dict.fromkeys(("finished_at", "progress", "error", "cancel_requested_at", "cancel_reason"))
-        self.move(row, "waiting", **anew, run_at=run_at, expires_at=expires_at, max_attempts=most, paused=False)
         row["events"].append("retried")
+        anew |= {"run_at": run_at, "expires_at": expires_at, "max_attempts": most, "paused": False}
+        self.move(row, "waiting", **anew, blocked=self.unfinished(row))
 
     def refile(self, row: Row) -> None:
         """It leaves or enters the ready index, or fails as it has expired."""
@@ -133,20 +179,22 @@ class Twin:
         """When it is to be called next. A retry whose backoff an advanced clock has reckoned waits as long from now."""
         set_back, self._looked[by] = self.now < self._looked[by], self.now
         for row in self.rows.values() if set_back else ():
-            backs_off = row["status"] == "waiting" and not row["ready"] and not row["paused"] and row["error"]
+            backs_off = row["status"] == "waiting" and not row["ready"] and _is_timed(row) and row["error"]
             if backs_off and row["run_at"] and row["updated_at"] > self.now < row["run_at"]:
                 wait = row["run_at"] - row["updated_at"]
                 if wait <= 300_000:
                     row |= {"run_at": min(row["run_at"], self.now + max(0, wait)), "updated_at": self.now}
         for row in self.rows.values():
-            if self.expired(row) or (not row["paused"] and row["run_at"] is not None and self.may_run(row)):
+            if self.expired(row) or (row["run_at"] is not None and self.may_run(row)):
                 self.refile(row)
         waiting = [row for row in self.rows.values() if row["status"] == "waiting"]
-        due = [row["run_at"] for row in waiting if not row["ready"] and not row["paused"]]
+        due = [row["run_at"] for row in waiting if not row["ready"] and _is_timed(row)]
         return min((at for at in [*due, *(row["expires_at"] for row in waiting)] if at is not None), default=None)
 
     def forget(self, row: Row) -> None:
         del self.rows[row["id"]]
+        for other in self.rows.values():
+            other["parents"][:] = [task_id for task_id in other["parents"] if task_id != row["id"]]
         self.gone[row["id"]] = self.now
         self.completed.pop(row["id"], None)
 
@@ -156,7 +204,8 @@ class Twin:
         for row in self.rows.values():
             kept = max(keep, keep_failed) if "retried" in row["events"] else keep
             kept = keep_failed if row["status"] == "failed" else kept
-            old += [row] if row["finished_at"] is not None and row["finished_at"] < self.now - kept else []
+            is_old = row["finished_at"] is not None and row["finished_at"] < self.now - kept
+            old += [row] if is_old and not self.is_needed(row) else []
         for row in old:
             self.forget(row)
         self.gone = {task_id: at for task_id, at in self.gone.items() if at >= self.now - 30 * 86_400_000}
@@ -175,6 +224,11 @@ class Twin:
             or ("max_attempts" in changes and _starts_left(new) <= 0)
             or (never and new["expires_at"] <= new["run_at"])
         )
+
+
+def _is_timed(row: Row) -> bool:
+    """Whether a time is all that it may wait for."""
+    return not row["paused"] and not row["blocked"]
 
 
 def _best(row: Row) -> tuple[int, int]:

@@ -37,6 +37,7 @@ from taskorch.work.handlers import load_handlers
 from taskorch.work.housekeeping import Housekeeper
 from taskorch.work.peers import Peers, nobody_lives, refuse_foreign
 from taskorch.work.policy import Policy
+from taskorch.work.results import Results
 from taskorch.work.worker import Worker
 
 DAY_MS = 86_400_000
@@ -78,10 +79,13 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
         with Peers(state / "servers") as peers, Bell(peers.folder, peers.uuid, store) as bell:
             room = partial(_has_room, state)
             owner = await store.register(peers.uuid, os.getpid(), __version__, sorted(claimable))
-            worker = Worker(store, peers, owner, claimable, settings.concurrency, {"command": command}, room)
+            queries = Queries(database)
+            others = {"command": command}
+            results = Results(queries.get_many, folder)
+            worker = Worker(store, peers, owner, claimable, settings.concurrency, others, room, results.fill)
             service = Service(
                 store=store,
-                queries=Queries(database),
+                queries=queries,
                 kinds=handlers | {"command": command},
                 output_folder=folder,
                 version=__version__,

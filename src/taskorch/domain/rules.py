@@ -18,6 +18,7 @@ from taskorch.domain.task import (
     Interrupted,
     NewTask,
     Outcome,
+    Parents,
     Progress,
     Reason,
     Status,
@@ -141,8 +142,32 @@ def expire(task: Task, now: int) -> Task:
     return _end(task, Status.FAILED, now, task.started_at, error=error)
 
 
-def retry(task: Task, run_at: int | None, now: int) -> Task:
-    """failed or cancelled → waiting, with at least one more start; the history and the attempt number stay."""
+def follow(task: Task, parents: Parents, now: int) -> Task:
+    """waiting → waiting, cancelled or failed: a task that this one depends on has changed."""
+    if task.status is not Status.WAITING:
+        raise Conflict(f"task {task.label} waits for nothing")
+    if parents.failed is None:
+        same = task.blocked is parents.unfinished
+        return file(task if same else with_values(task, blocked=parents.unfinished), now)
+    if parents.on_failure == "fail":
+        return _end(task, Status.FAILED, now, task.started_at, error=Error(Reason.DEPENDENCY_FAILED, parents.failed))
+    return _end(task, Status.CANCELLED, now, task.started_at, error=Error(Reason.DEPENDENCY, parents.failed))
+
+
+def bring_back(task: Task, parents: Parents, now: int) -> Task:
+    """cancelled or failed → waiting: a task that never started, and ended for a reason that holds no longer."""
+    reason = task.error.reason if task.error else None
+    waits_for_it = reason in (Reason.DEPENDENCY, Reason.DEPENDENCY_FAILED) and task.attempt == 0
+    if not waits_for_it or parents.failed is not None or task.delete_requested:
+        return task
+    return retry(task, task.run_at, now, blocked=parents.unfinished)
+
+
+def retry(task: Task, run_at: int | None, now: int, blocked: bool = False) -> Task:
+    """failed or cancelled → waiting, with at least one more start; the history and the attempt number stay.
+
+    `blocked`: a task that it depends on has not ended.
+    """
     if task.status not in (Status.FAILED, Status.CANCELLED):
         raise Conflict(f"{task.label} is {task.status}; retry_task works on failed and cancelled tasks.{_hint(task)}")
     if task.delete_requested:
@@ -155,6 +180,7 @@ def retry(task: Task, run_at: int | None, now: int) -> Task:
         error=None,
         max_attempts=max(task.max_attempts, task.attempt - task.interruptions + 1),
         paused=False,
+        blocked=blocked,
         expires_at=None if expired else task.expires_at,
         cancel_requested_at=None,
         cancel_reason=None,

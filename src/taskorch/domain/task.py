@@ -121,6 +121,18 @@ class NewTask:
     schedule: Schedule | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Parents:
+    """What has become of the tasks that a task depends on, and what it does when one of them fails.
+
+    `failed`: in words, one that failed or was cancelled, None where none did or that stops nothing.
+    """
+
+    unfinished: bool
+    failed: str | None
+    on_failure: OnDependencyFailure
+
+
 @dataclass(frozen=True)
 class Task:
     """One row. Without slots, so that `rules` can copy it in one step: every move makes a copy."""

@@ -1,23 +1,25 @@
 """What the tools do: a function each. How they look to a model is in `tools`."""
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio.to_thread
 
+from taskorch.domain import references
 from taskorch.domain.errors import InvalidInput, did_you_mean, shown
 from taskorch.domain.task import Kind, NewTask, Priority, Status, Task
 from taskorch.mcp import arguments as args
+from taskorch.mcp import links
 from taskorch.mcp.health import stats_reply
 from taskorch.mcp.history import full_reply
 from taskorch.mcp.replies import Reply, list_reply, output_reply, task_reply
 from taskorch.mcp.service import Service, Tell, missing
 from taskorch.mcp.waits import wait_order, wait_reply
 from taskorch.mcp.wording import iso
+from taskorch.storage.additions import Wish
 from taskorch.storage.queries import Filters
-from taskorch.storage.store import Wish
 from taskorch.work import output
 
 DELETE_SECONDS = 25.0  # how long delete_task waits for a working task to end
@@ -39,12 +41,15 @@ class Call:
 async def create_task(service: Service, call: Call, a: args.CreateTask) -> Reply:
     _check_wait(service, "wait_seconds", a.wait_seconds)
     view = await service.view()  # what may fail comes before the task is stored
-    task, there = await _store(service, new_task(service, a), a.dedupe_key)
+    depends_on = await links.found(service, links.named(a))
+    ids = {name: parent.id for name, parent in depends_on.items()}
+    task, there = await _store(service, links.wish(a, new_task(service, a), ids))
     before, marks = ("Already created: ", {"deduplicated": True}) if there else ("Created ", {})
     if a.wait_seconds == 0:
-        return task_reply(task, view, before, marks)
+        return task_reply(task, replace(view, waits=links.waits(task, [*depends_on.values()])), before, marks)
     found = await service.wait_until(lambda tasks: all(t.ended for t in tasks), [task.id], a.wait_seconds, call.tell)
-    return task_reply(found[0] if found else task, await service.view(), before, marks)
+    after = found[0] if found else task
+    return task_reply(after, await service.view([after]), before, marks)
 
 
 async def list_tasks(service: Service, call: Call, a: args.ListTasks) -> Reply:
@@ -64,7 +69,7 @@ async def list_tasks(service: Service, call: Call, a: args.ListTasks) -> Reply:
 
 async def get_task(service: Service, call: Call, a: args.GetTask) -> Reply:
     task = await service.queries.resolve(a.task_id)
-    view = await service.view()
+    view = await service.view([task])
     if a.detail == "concise":
         return task_reply(task, view)
     folder = str(output.attempt_folder(service.output_folder, task.id, task.attempt))
@@ -84,23 +89,25 @@ async def update_task(service: Service, call: Call, a: args.UpdateTask) -> Reply
     if a.labels is not None:
         changes["labels"] = tuple(a.labels)
     if a.payload is not None:
-        _kind(service, task.kind).check(a.payload)
+        changes["payload"] = await links.edited(service, task, a.payload)
+        _check_payload(_kind(service, task.kind), a.payload)
     if a.expires_at is not None:
         _check_expiry(a.expires_at, None, service.store.now())
     updated = await service.store.edit(task.id, changes, a.expected_version, call.by)
-    return task_reply(updated, await service.view(), "Updated ")
+    return task_reply(updated, await service.view([updated]), "Updated ")
 
 
 async def cancel_task(service: Service, call: Call, a: args.CancelTask) -> Reply:
     task = await service.queries.resolve(a.task_id)
     after = await service.store.cancel(task.id, a.reason, call.by)
-    return task_reply(after, await service.view(), "Already ended: " if task.ended else "")
+    return task_reply(after, await service.view([after]), "Already ended: " if task.ended else "")
 
 
 async def retry_task(service: Service, call: Call, a: args.RetryTask) -> Reply:
     task = await service.queries.resolve(a.task_id)
     run_at = service.store.now() + round(a.delay_seconds * 1000) if a.delay_seconds else None
-    return task_reply(await service.store.retry(task.id, run_at, call.by), await service.view(), "Retrying ")
+    after = await service.store.retry(task.id, run_at, call.by)
+    return task_reply(after, await service.view([after]), "Retrying ")
 
 
 async def delete_task(service: Service, call: Call, a: args.DeleteTask) -> Reply:
@@ -134,7 +141,7 @@ async def wait_for_tasks(service: Service, call: Call, a: args.WaitForTasks) -> 
 
     tasks = await service.wait_until(done, ids, min(seconds, service.wait_cap_seconds), call.tell)
     tails = await service.tails(wait_order(tasks))
-    return wait_reply(tasks, gone + missing(ids, tasks), done(tasks), tails, await service.view())
+    return wait_reply(tasks, gone + missing(ids, tasks), done(tasks), tails, await service.view(tasks))
 
 
 async def get_task_output(service: Service, call: Call, a: args.GetTaskOutput) -> Reply:
@@ -165,7 +172,7 @@ def new_task(service: Service, a: args.TaskWish) -> NewTask:
     """What the arguments ask for. Raises InvalidInput."""
     now = service.store.now()
     kind = _kind(service, a.kind)
-    kind.check(a.payload)
+    _check_payload(kind, a.payload)
     run_at = args.start(a.delay_seconds, a.run_at, now)
     if a.expires_at is not None:
         _check_expiry(a.expires_at, run_at, now)
@@ -183,10 +190,17 @@ def new_task(service: Service, a: args.TaskWish) -> NewTask:
     )
 
 
-async def _store(service: Service, new: NewTask, key: str | None) -> tuple[Task, bool]:
-    if key is None:
-        return await service.store.add(new), False
-    return (await service.store.add_all([Wish(new, key)]))[0]
+async def _store(service: Service, wish: Wish) -> tuple[Task, bool]:
+    """The task, and whether it was there already. Most tasks know nothing of others, and are stored together."""
+    if wish.dedupe_key is None and not wish.depends_on:
+        return await service.store.add(wish.new), False
+    return (await service.store.add_all([wish]))[0]
+
+
+def _check_payload(kind: Kind, payload: Mapping[str, Any]) -> None:
+    """Raise InvalidInput when the kind could not run it. Where results are missing yet, that is seen at the start."""
+    if not references.find(payload):
+        kind.check(payload)
 
 
 def _kind(service: Service, name: str) -> Kind:

@@ -7,7 +7,6 @@ from collections.abc import Collection
 from taskorch.domain.errors import InvalidInput, shown, snake_case
 
 NO_REPEATS = "A task runs once. Create the next one when this has ended, or leave repeating to the user's cron."
-NO_ORDER = "Tasks do not wait for each other: wait_for_tasks, then create the next one."
 ALWAYS = "Every task runs in the background; leave it out."
 GIVEN = "The server makes the id. Give a name instead: it will do wherever an id is wanted."
 ONE_EACH = "One call makes one task: call create_tasks for several."
@@ -29,7 +28,7 @@ FULL = 'Write detail="full" for payload, attempts and events; get_task_output ha
 UNKNOWN: dict[str, dict[str, str]] = {
     "create_task": {
         "cron cron_expression repeat repeat_every recurring recurrence interval interval_seconds every": NO_REPEATS,
-        "depends_on dependencies after parent parent_id blocked_by requires": NO_ORDER,
+        "ref": "Refs are for create_tasks; here depends_on takes ids and names.",
         "background run_in_background detach detached async async_mode is_background blocking": ALWAYS,
         "id task_id uuid": GIVEN,
         "tasks task_ids commands items": ONE_EACH,

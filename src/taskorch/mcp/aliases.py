@@ -31,8 +31,12 @@ RENAMED = {
     "title": ("name",),
     "type": ("kind",),
     "idempotency_key": ("dedupe_key",),
+    **dict.fromkeys(("after", "dependencies", "dependency", "needs", "requires", "blocked_by"), ("depends_on",)),
+    **dict.fromkeys(("depends", "parent", "parents", "parent_id", "parent_ids", "upstream"), ("depends_on",)),
+    **dict.fromkeys(("on_parent_failure", "on_failure", "trigger_rule"), ("on_dependency_failure",)),
 }
-ARRAYS = ("task_ids", "labels")
+ARRAYS = ("task_ids", "labels", "depends_on")
+IDS = ("task_ids", "depends_on")
 SINGLE = ("task_id", "status", "label")  # of which a list with one item can only mean that item
 RETRIES = ("max_retries", "retries", "retry_count", "retry")
 UNITS = {"ms": 0.001, "millis": 0.001, "milliseconds": 0.001, "minutes": 60, "hours": 3600, "days": 86_400}
@@ -120,9 +124,9 @@ def _gather_ids(arguments: Raw) -> None:
         if isinstance(value, str):
             words = [word for word in re.split(r"[,\s]+", value) if word]
             arguments[name] = words if len(words) > 1 and all(map(FULL_ID.fullmatch, words)) else [value]
-        elif name == "task_ids" and isinstance(value, list):
+        elif name in IDS and isinstance(value, list):
             arguments[name] = [_id(item) for item in cast(list[Any], value)]
-        elif name == "task_ids" and _id(value) != value:
+        elif name in IDS and _id(value) != value:
             arguments[name] = [_id(value)]
 
 

@@ -69,7 +69,7 @@ Change nothing before I say so."""
 async def diagnose_failure(service: Service, reference: str) -> str:
     """The facts of one task, and what the tools can do about it. Raises NotFound, InvalidInput."""
     task = await service.queries.resolve(reference)
-    view, history = await service.view(), await service.queries.history(task)
+    view, history = await service.view([task]), await service.queries.history(task)
     failed = task.status is Status.FAILED
     facts = [visible_line(headline(task, task_facts(task, view, CONCISE_BYTES, NAME_BYTES), view))]
     facts += [f"error: {visible_line(error_text(error_facts(task.error, 200)))}"] if task.error else []

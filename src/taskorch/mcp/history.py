@@ -1,15 +1,16 @@
 """The full view of one task: its payload and settings, and everything that happened to it, in order."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskorch.domain.task import HIDDEN, Task
-from taskorch.mcp.replies import CONCISE_BYTES, Reply, View, details, headline, task_facts
+from taskorch.mcp.replies import CONCISE_BYTES, Reply, View, details, headline, quoted, task_facts
 from taskorch.mcp.wording import Facts, cut_bytes, cut_json, iso, present, visible
 from taskorch.storage.queries import History
 from taskorch.storage.rows import dumps
 
 FULL_BYTES = 16_384  # of a payload, a result, an error's message
+NAME_BYTES = 44  # of another task's name
 
 
 def full_reply(task: Task, history: History, view: View, folder: str | None) -> Reply:
@@ -21,6 +22,9 @@ def full_reply(task: Task, history: History, view: View, folder: str | None) -> 
         on_server_exit=task.on_server_exit,
         interruptions=task.interruptions or None,
         paused=task.paused or None,
+        depends_on=_others(history.depends_on),
+        on_dependency_failure=history.depends_on[0]["on_failure"] if history.depends_on else None,
+        dependents=_others(history.dependents),
         cancel_requested_at=task.cancel_requested_at and iso(task.cancel_requested_at),
         updated_at=iso(task.updated_at),
         output_folder=folder,
@@ -33,9 +37,29 @@ def full_reply(task: Task, history: History, view: View, folder: str | None) -> 
     payload = facts["payload"] if "payload_bytes" in facts else dumps(facts["payload"])
     expires = f", expires {facts['expires_at']}" if task.expires_at else ""
     lines = [headline(task, facts, view), *details(task, facts), f"payload: {payload}", settings + labels + expires]
+    lines += _order_lines(facts)
     lines += [f"output files: {folder}"] if folder else []
     lines += ["history:", f"  {iso(task.created_at)} created", *_history_lines(history)]
     return Reply("\n".join(lines), facts)
+
+
+def _others(rows: Sequence[Mapping[str, Any]]) -> list[Facts] | None:
+    """The tasks that one depends on, or that depend on it; absent where there are none."""
+    return [
+        present(id=row["id"], name=cut_bytes(row["name"], NAME_BYTES), status=row["status"]) for row in rows
+    ] or None
+
+
+def _order_lines(facts: Facts) -> list[str]:
+    def names(others: Sequence[Facts]) -> str:
+        return ", ".join(f"{other['id']}{quoted(other)} {other['status']}" for other in others)
+
+    lines: list[str] = []
+    if "depends_on" in facts:
+        lines.append(f"depends on: {names(facts['depends_on'])}; if one fails: {facts['on_dependency_failure']}")
+    if "dependents" in facts:
+        lines.append(f"depend on it: {names(facts['dependents'])}")
+    return lines
 
 
 def _payload(task: Task) -> Mapping[str, Any]:

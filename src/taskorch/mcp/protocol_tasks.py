@@ -59,7 +59,11 @@ class Lives:
 
     async def find(self, task_id: str) -> ProtocolTask | None:
         life = await self._life(task_id)
-        return None if life is None else self._told(task_id, life, await self.service.view())
+        return (
+            None
+            if life is None
+            else self._told(task_id, life, await self.service.view([life.task] if life.task else []))
+        )
 
     async def cancel(self, task_id: str, by: str) -> bool:
         life = await self._life(task_id)

@@ -1,13 +1,14 @@
 """The one place that turns a Task into what a client reads: short text, and structured facts that say the same."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from itertools import starmap
 
 from taskorch.domain import readiness
 from taskorch.domain.errors import shown
 from taskorch.domain.task import Error, Phase, Progress, Reason, Status, Task
 from taskorch.mcp.wording import Facts, counts_text, cut_bytes, cut_json, iso, present, safe_text, seconds_text
+from taskorch.storage.dependencies import Waits
 from taskorch.storage.queries import Page
 from taskorch.storage.rows import dumps
 from taskorch.work.output import Slice
@@ -20,6 +21,8 @@ TIGHTER = ((200, CONCISE_BYTES), (64, 160), (44, 120), (44, 90), (32, 60), (24, 
 ROW_BYTES = 250  # of a list row as JSON, if its kind is short
 LIST_NAME_BYTES = 44  # of a name in it: at most, and where other fields are long at least
 NAME_BYTES_LEAST = 12
+# Another task is the cause, whose id the message begins with: what ended because of it comes back with it.
+BY_OTHERS = (Reason.DEPENDENCY, Reason.DEPENDENCY_FAILED)
 # Reasons for which nothing was written: the whole message says what to do.
 SILENT = (Reason.NOT_ALLOWED, Reason.INVALID_PAYLOAD, Reason.SPAWN_ERROR, Reason.WORKER_LOST)
 
@@ -34,11 +37,15 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a reply depends on besides the task: the time (ms), what live servers can run, the longest wait (s)."""
+    """What a reply depends on besides the task.
+
+    The time (ms), what live servers can run, the longest wait (s), and what blocked tasks wait for, by their ids.
+    """
 
     now: int
     kinds: Collection[str]
     wait_cap_seconds: float
+    waits: Mapping[str, Waits] = field(default_factory=dict[str, Waits])
 
 
 def task_facts(task: Task, view: View, limit: int, name_limit: int = 200) -> Facts:
@@ -49,6 +56,7 @@ def task_facts(task: Task, view: View, limit: int, name_limit: int = 200) -> Fac
         kind=cut_bytes(task.kind, name_limit),
         status=str(task.status),
         phase=readiness.phase(task, view.now, view.kinds),
+        waits_for=waits_facts(task, view),
         priority=task.priority.name.lower(),
         attempt=task.attempt,
         max_attempts=task.max_attempts,
@@ -160,6 +168,8 @@ def next_call(task: Task, view: View) -> str | None:
             return f'update_task(task_id="{task.id}", paused=false)'
         case Status.WAITING | Status.WORKING:
             return f'wait_for_tasks(task_ids=["{task.id}"], timeout_seconds={view.wait_cap_seconds:g})'
+        case Status.FAILED | Status.CANCELLED if task.error and task.error.reason in BY_OTHERS:
+            return f'retry_task(task_id="{task.error.message.split()[0]}")'
         case Status.FAILED if task.error and task.error.reason in SILENT:
             return f'get_task(task_id="{task.id}", detail="full")'
         case Status.FAILED if task.kind == "command" and task.attempt:
@@ -230,9 +240,23 @@ def state_text(task: Task, view: View) -> str:
         case None:
             return str(task.status)
         case Phase.BLOCKED:
-            return f"{task.status} (blocked: no running server can do {shown(task.kind)})"
+            return f"{task.status} (blocked: {_why_blocked(task, view)})"
         case _:
             return f"{task.status} ({phase})"
+
+
+def _why_blocked(task: Task, view: View) -> str:
+    if waits := view.waits.get(task.id):
+        more = ", …" if waits.unfinished > len(waits.first) else ""
+        names = ", ".join(task_id for task_id, _ in waits.first)
+        return f"waits for {waits.unfinished} of {waits.of} tasks: {names}{more}"
+    return "waits for other tasks" if task.blocked else f"no running server can do {shown(task.kind)}"
+
+
+def waits_facts(task: Task, view: View) -> Facts | None:
+    """What `state_text` says of a task that waits for others; `tasks`: the first of them."""
+    waits = view.waits.get(task.id)
+    return waits and {"unfinished": waits.unfinished, "of": waits.of, "tasks": [task_id for task_id, _ in waits.first]}
 
 
 def result_facts(task: Task, limit: int) -> Facts:

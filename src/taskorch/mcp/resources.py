@@ -243,7 +243,7 @@ class Resources:
             part = await anyio.to_thread.run_sync(output.read, folder)
             return "text/plain", output_reply(task, task.attempt, part, None).text
         history = await service.queries.history(task)
-        return "application/json", dumps(full_reply(task, history, await service.view(), None).facts)
+        return "application/json", dumps(full_reply(task, history, await service.view([task]), None).facts)
 
 
 def _listed(task: Task) -> mt.Resource:

@@ -41,9 +41,10 @@ class Service:
     started: float = field(default_factory=time.monotonic)
     cpu_started: float = field(default_factory=time.process_time)
 
-    async def view(self) -> View:
-        """What replies need to know of this moment."""
-        return View(self.store.now(), await self.queries.runnable(), self.wait_cap_seconds)
+    async def view(self, tasks: Sequence[Task] = ()) -> View:
+        """What replies need to know of this moment, to tell of these tasks why they wait."""
+        now = await self.queries.situation([task for task in tasks if task.blocked])
+        return View(self.store.now(), now.kinds, self.wait_cap_seconds, now.waits)
 
     async def stored(self, references: Sequence[str]) -> tuple[list[str], list[str]]:
         """The ids that are meant, each once, and the full ids that are no longer stored.

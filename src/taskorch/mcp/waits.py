@@ -17,6 +17,7 @@ from taskorch.mcp.replies import (
     quoted,
     result_facts,
     state_text,
+    waits_facts,
 )
 from taskorch.mcp.wording import Facts, counts_text, cut_bytes, present
 from taskorch.storage.rows import dumps
@@ -69,6 +70,7 @@ def _wait_facts(task: Task, tail: Tail | None, view: View, limit: int) -> Facts:
         name=cut_bytes(task.name, NAME_BYTES),
         status=str(task.status),
         phase=readiness.phase(task, view.now, view.kinds),
+        waits_for=waits_facts(task, view),
         attempt=task.attempt,
         progress=task.progress and progress_facts(task.progress, limit) if task.status is Status.WORKING else None,
         **result_facts(task, limit),

@@ -1,31 +1,25 @@
 """What can be asked of the store: finding a task, listing, counting, history, statistics. Reads only."""
 
-import difflib
 import re
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taskorch.domain.errors import InvalidInput, NotFound, shown
 from taskorch.domain.task import Priority, Status, Task
-from taskorch.storage import removed
 from taskorch.storage.claims import IN_TIME
 from taskorch.storage.database import Database
-from taskorch.storage.ids import FULL_ID, PREFIX, undressed
+from taskorch.storage.dependencies import Waits, waits
+from taskorch.storage.finding import NEWEST_NAMES, find
 from taskorch.storage.lives import Life, number, recall
 from taskorch.storage.rows import BY_ID, SELECT, from_row, load
 
-CANDIDATES = 5
 EXACT_COUNTS = 100_000  # beyond so many stored tasks, filtered counts look at the newest so many
 HISTORY_ROWS = 50
 WINDOW_MS = 24 * 3_600_000
 HOUR_MS = 3_600_000
 WALK = 500  # rows that one step of the walk for old tasks reads
 
-BY_NAME = f"{SELECT} WHERE name = ? ORDER BY finished_at IS NOT NULL, seq DESC LIMIT {CANDIDATES + 1}"
-BY_PREFIX = f"{SELECT} WHERE id >= ? AND id < ? ORDER BY id LIMIT {CANDIDATES + 1}"
-NEWEST_NAMES = "SELECT id, name FROM tasks ORDER BY seq DESC LIMIT 500"
 FAILED_NAMES = f"""SELECT id, name FROM tasks WHERE seq > (SELECT max(seq) FROM tasks) - {EXACT_COUNTS}
   AND status = 'failed' ORDER BY seq DESC LIMIT 500"""
 # What a text filter looks into: the words of labels and error, not the JSON around them.
@@ -38,6 +32,11 @@ ATTEMPTS = """SELECT attempt, owner, started_at, ended_at, outcome, reason, mess
 # What a retry keeps of the life that it ended is for `lives`; the attempts tell it to people.
 EVENTS = """SELECT at, event, by, iif(event = 'retried', NULL, detail) AS detail
   FROM events WHERE task = ? ORDER BY id DESC LIMIT ?"""
+DEPENDS_ON = """SELECT p.id, p.name, p.status, d.on_failure FROM dependencies d JOIN tasks p ON p.seq = d.parent
+  WHERE d.child = ? ORDER BY p.seq LIMIT ?"""
+DEPENDENTS = """SELECT c.id, c.name, c.status FROM dependencies d JOIN tasks c ON c.seq = d.child
+  WHERE d.parent = ? ORDER BY c.seq LIMIT ?"""
+PARENT_IDS = "SELECT p.id FROM dependencies d JOIN tasks p ON p.seq = d.parent WHERE d.child = ?"
 RUNNABLE = "SELECT DISTINCT value FROM servers, json_each(servers.kinds)"
 SERVERS = "SELECT id, uuid, pid, started_at, version FROM servers ORDER BY id"
 # The columns are named within, too: of `*` SQLite copies all, which takes three times as long.
@@ -77,10 +76,20 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Oldest first; the newest `HISTORY_ROWS` of each."""
+    """Oldest first; the newest `HISTORY_ROWS` of each. `depends_on`, `dependents`: the first so many of those tasks."""
 
     attempts: list[dict[str, Any]]
     events: list[dict[str, Any]]
+    depends_on: Sequence[dict[str, Any]] = ()
+    dependents: Sequence[dict[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """`kinds`: what the noted servers can run. `waits`: what blocked tasks wait for, by their ids."""
+
+    kinds: Collection[str]
+    waits: Mapping[str, Waits]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +133,7 @@ class Queries:
         A name means the one live task that bears it, else the one task at all. Raises NotFound with the nearest ones,
         InvalidInput when several match.
         """
-        return await self._database.read(lambda db: _resolve(db, reference, prefixes))
+        return await self._database.read(lambda db: find(db, reference, prefixes))
 
     async def page(self, filters: Filters, limit: int, before_seq: int | None) -> Page:
         """A page of tasks, newest first, and how many there are of each status under the other filters."""
@@ -132,14 +141,24 @@ class Queries:
 
     async def history(self, task: Task) -> History:
         def history(db: sqlite3.Connection) -> History:
-            attempts = _records(db, ATTEMPTS, (task.seq, HISTORY_ROWS))
-            return History(attempts[::-1], _records(db, EVENTS, (task.seq, HISTORY_ROWS))[::-1])
+            attempts, events, depends_on, dependents = (
+                _records(db, rows, (task.seq, HISTORY_ROWS)) for rows in (ATTEMPTS, EVENTS, DEPENDS_ON, DEPENDENTS)
+            )
+            return History(attempts[::-1], events[::-1], depends_on, dependents)
 
         return await self._database.read(history)
 
-    async def runnable(self) -> Collection[str]:
-        """The kinds that the noted servers can run."""
-        return await self._database.read(lambda db: {row[0] for row in db.execute(RUNNABLE)})
+    async def situation(self, tasks: Sequence[Task]) -> Situation:
+        """What tells why these tasks wait."""
+
+        def situation(db: sqlite3.Connection) -> Situation:
+            return Situation({row[0] for row in db.execute(RUNNABLE)}, waits(db, tasks))
+
+        return await self._database.read(situation)
+
+    async def parents(self, task: Task) -> Collection[str]:
+        """The ids of the tasks that it depends on."""
+        return await self._database.read(lambda db: {row[0] for row in db.execute(PARENT_IDS, (task.seq,))})
 
     async def stats(self, now: int) -> Stats:
         return await self._database.read(lambda db: _stats(db, now))
@@ -170,54 +189,6 @@ class Queries:
             return [task_id for task_id, name in rows if task_id.startswith(start) or (name or "").startswith(start)]
 
         return await self._database.read(suggest_ids)
-
-
-def _resolve(db: sqlite3.Connection, reference: str, prefixes: bool) -> Task:
-    """As it is written; else without what stands around it."""
-    bare = undressed(reference)
-    if found := _find(db, reference, prefixes) or (bare != reference and _find(db, bare, prefixes)):
-        return found
-    known = removed.told(db, reference) or removed.told(db, bare) or _nearest(db, bare)
-    raise NotFound(f"No task {shown(reference)}.{known} Call list_tasks to see ids and names.")
-
-
-def _find(db: sqlite3.Connection, reference: str, prefixes: bool) -> Task | None:
-    if FULL_ID.fullmatch(reference) and (row := db.execute(BY_ID, (reference,)).fetchone()):
-        return from_row(row)
-    named = [from_row(row) for row in db.execute(BY_NAME, (reference,))]
-    live = [task for task in named if not task.ended]
-    if len(live) == 1 or len(named) == 1:
-        return (live or named)[0]
-    if named:
-        raise InvalidInput(_several(reference, live or named))
-    if PREFIX.fullmatch(reference):
-        found = [from_row(row) for row in db.execute(BY_PREFIX, (reference, reference + "~"))]
-        if len(found) == 1 and prefixes:
-            return found[0]
-        if found and prefixes:
-            raise InvalidInput(_several(reference, found))
-        if found:
-            raise NotFound(_whole(reference, found))
-    return None
-
-
-def _whole(reference: str, found: list[Task]) -> str:
-    names = ", ".join(f"{task.label} ({task.status})" for task in found[:CANDIDATES])
-    return f"{shown(reference)} is not a whole id, which this needs. It begins {names}. Call again with the full id."
-
-
-def _several(reference: str, found: list[Task]) -> str:
-    names = ", ".join(f"{task.label} ({task.status})" for task in found[:CANDIDATES])
-    more = " and more" if len(found) > CANDIDATES else ""
-    return f"{shown(reference)} means several tasks: {names}{more}. Call again with the full id of one of them."
-
-
-def _nearest(db: sqlite3.Connection, reference: str) -> str:
-    known: dict[str, str] = {}
-    for task_id, name in db.execute(NEWEST_NAMES):
-        known |= {task_id: task_id} | ({name.casefold(): f"{task_id} {shown(name)}"} if name else {})
-    near = difflib.get_close_matches(reference.casefold(), known, n=2, cutoff=0.6)
-    return f" Nearest: {', '.join(known[word] for word in near)}." if near else ""
 
 
 def _page(db: sqlite3.Connection, filters: Filters, limit: int, before_seq: int | None) -> Page:

@@ -13,12 +13,11 @@ from typing import Any
 import anyio
 
 from taskorch.domain import rules
-from taskorch.domain.errors import Conflict, StoreError
+from taskorch.domain.errors import StoreError
 from taskorch.domain.task import NewTask, Outcome, Progress, Task
-from taskorch.storage import claims, dedupe, lives, removed
+from taskorch.storage import additions, claims, dependencies, lives, removed
 from taskorch.storage.database import Database, Transaction
 from taskorch.storage.ends import End, settle
-from taskorch.storage.ids import new_id
 from taskorch.storage.queries import past_retention
 from taskorch.storage.rows import (
     SELECT,
@@ -26,12 +25,10 @@ from taskorch.storage.rows import (
     dumps,
     from_row,
     held,
-    insert_all,
     keep_counts,
     load,
     note,
     save,
-    to_values,
 )
 
 Change = tuple[str, Task | None]  # a task's id, and its row after the commit; None: deleted
@@ -44,21 +41,15 @@ HELD_BY = f"{SELECT} WHERE status = 'working' AND owner = ?"
 OTHERS = """SELECT id, uuid, pid, started_at FROM servers WHERE id <> ?
   UNION SELECT owner, '', 0, 0 FROM tasks
     WHERE status = 'working' AND owner <> ? AND owner NOT IN (SELECT id FROM servers)"""
-LIVE = "SELECT sum(tasks) FROM counts WHERE status IN ('waiting', 'working')"
+# Not those whose results others still wait for.
 OLDEST_ENDED = """SELECT id FROM tasks WHERE finished_at IS NOT NULL AND id IN (SELECT value FROM json_each(?))
+  AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN tasks c ON c.seq = d.child
+    WHERE d.parent = tasks.seq AND c.finished_at IS NULL)
   ORDER BY finished_at, seq"""
 HAS = "SELECT 1 FROM tasks WHERE id = ?"
 REGISTER = "INSERT INTO servers(uuid, pid, started_at, version, kinds) VALUES (?, ?, ?, ?, ?) RETURNING id"
 LEAVE = """DELETE FROM servers
   WHERE id = ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE status = 'working' AND owner = servers.id)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """A task to be stored, and the key by which a repeated call finds it."""
-
-    new: NewTask
-    dedupe_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +73,7 @@ class Store:
         self._database = database
         self._listeners: list[Listener] = []
         self._latest = 1 << 62  # by the clock when due tasks were last looked for; not yet: it may have been set back
-        database.before_commit = keep_counts
+        database.before_commit = self._before_commit
         database.on_commit = self._tell
 
     @contextmanager
@@ -117,24 +108,17 @@ class Store:
 
     async def add(self, new: NewTask) -> Task:
         """Store a new task; on disk when this returns. Raises Conflict when too many wait or work already."""
-        task = rules.create(new, seq=0, task_id=new_id(), now=self.now())
-        return await self._database.write_together(self._insert, (task, to_values(task)))
+        row = additions.Wish(new).row(self.now(), blocked=False)
+        return await self._database.write_together(self._insert, row)
 
-    async def add_all(self, wishes: Sequence[Wish]) -> list[tuple[Task, bool]]:
-        """Store new tasks in one commit, in their order, or none of them: each, and whether it was there already.
+    async def add_all(self, wishes: Sequence[additions.Wish]) -> list[tuple[Task, bool]]:
+        """Store new tasks in one commit or none of them: each, and whether it was there already.
 
-        Raises Conflict.
+        Those that depend on none are stored in their order. Raises Conflict, NotFound.
         """
         now = self.now()
-        tasks = [rules.create(wish.new, seq=0, task_id=new_id(), now=now) for wish in wishes]
-        rows = [(task, to_values(task)) for task in tasks]
-
-        def add_all(tx: Transaction) -> list[tuple[Task, bool]]:
-            if not any(wish.dedupe_key for wish in wishes):
-                return [(task, False) for task in self._insert(tx, rows)]
-            return [self._add_once(tx, wish.dedupe_key, row, now) for wish, row in zip(wishes, rows, strict=True)]
-
-        return await self._database.write(add_all)
+        rows = [wish.row(now, blocked=bool(wish.depends_on)) for wish in wishes]
+        return await self._database.write(lambda tx: additions.add_all(tx, wishes, rows, self._most_live, now))
 
     async def edit(self, task_id: str, changes: Mapping[str, Any], expected_version: int | None, by: str) -> Task:
         def edit(tx: Transaction) -> Task:
@@ -163,7 +147,9 @@ class Store:
     async def retry(self, task_id: str, run_at: int | None, by: str) -> Task:
         def retry(tx: Transaction) -> Task:
             before = load(tx, task_id)
-            after = save(tx, before, rules.retry(before, run_at, self.now()))
+            dependencies.refuse_retry(tx, before)
+            blocked = dependencies.is_blocked(tx, before)
+            after = save(tx, before, rules.retry(before, run_at, self.now(), blocked))
             note(tx, after, "retried", by, lives.last_words(before))
             return after
 
@@ -177,6 +163,7 @@ class Store:
 
         def remove(tx: Transaction) -> Task | None:
             before = load(tx, task_id)
+            dependencies.refuse_delete(tx, before)
             after = rules.request_delete(before, confirm, self.now(), asked)
             if after is None:
                 if delete(tx, before):
@@ -283,19 +270,13 @@ class Store:
 
     # Inside transactions.
 
-    def _insert(self, tx: Transaction, new: Sequence[tuple[Task, list[Any]]]) -> list[Task]:
-        live: int = tx.execute(LIVE).fetchone()[0]
-        if live + len(new) > self._most_live:
-            raise Conflict(
-                f"{live} tasks wait or work already; at most {self._most_live} may (TASKORCH_MAX_LIVE_TASKS). Nothing "
-                "was stored: wait until some have ended, or cancel_task those that are not needed."
-            )
-        return insert_all(tx, new)
+    def _insert(self, tx: Transaction, new: Sequence[additions.Row]) -> list[Task]:
+        return additions.insert(tx, new, self._most_live)
 
-    def _add_once(self, tx: Transaction, key: str | None, row: tuple[Task, list[Any]], now: int) -> tuple[Task, bool]:
-        if key is None:
-            return self._insert(tx, [row])[0], False
-        return dedupe.add_once(tx, key, row[0], lambda: self._insert(tx, [row])[0], now)
+    def _before_commit(self, tx: Transaction) -> None:
+        """What the changes mean to other tasks belongs to the same commit."""
+        dependencies.follow(tx, self.now())
+        keep_counts(tx)
 
     async def _restore_backoffs(self, now: int) -> None:
         while await self._database.read(lambda db: db.execute(claims.STRANDED, (now, now)).fetchone()):
@@ -310,7 +291,8 @@ class Store:
 
 
 def _remove(tx: Transaction, tasks: Sequence[Task], now: int) -> int:
-    gone = [task for task in tasks if delete(tx, task)]  # not what was retried since it was read
+    # Not what was retried since it was read, and not whose results others still wait for.
+    gone = [task for task in tasks if dependencies.delete_unneeded(tx, task)]
     for task in gone:
         removed.note(tx, task, removed.RETENTION, now)
     return len(gone)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from enum import Enum, IntEnum, auto
 from typing import Protocol
 
-from taskorch.domain.task import Cancelled, Interrupted, Outcome, Progress, Task
+from taskorch.domain.task import Cancelled, Failed, Interrupted, Outcome, Progress, Reason, Task
 from taskorch.domain.task import Kind as TaskKind
 
 
@@ -34,6 +34,17 @@ def unbegun(why: Ending) -> Outcome | None:
             return Interrupted("the server stopped before it began")
         case Ending.LOST:
             return None
+
+
+def left_as(remains: Remains) -> Outcome:
+    """How an attempt ended whose server died."""
+    match remains:
+        case Remains.NEVER_BEGUN:
+            return Interrupted("its server died before it began")
+        case Remains.UNKNOWN:
+            return Failed(Reason.WORKER_LOST, "its server died; what it started may still run", retryable=False)
+        case _:
+            return Failed(Reason.WORKER_LOST, "the server that ran it died")
 
 
 class Attempt:
@@ -66,6 +77,11 @@ class Attempt:
         self._on_end = callback
         if self.ending is not None:
             callback()
+
+
+async def ready(attempt: Attempt) -> Outcome | None:
+    """Nothing is to be done before an attempt."""
+    return None
 
 
 class Kind(TaskKind, Protocol):

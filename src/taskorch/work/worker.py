@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from taskorch.domain.errors import StoreError
 from taskorch.domain.task import Failed, Interrupted, Outcome, Reason, Status, Task
 from taskorch.storage.store import Change, Peer, Store
-from taskorch.work.attempt import Attempt, Ending, Kind, Remains, unbegun
+from taskorch.work.attempt import Attempt, Ending, Kind, Remains, left_as, ready, unbegun
 from taskorch.work.pace import Pace
 from taskorch.work.peers import Peers
 from taskorch.work.settler import LOST, Settler
@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """`kinds`: what may be claimed, while the disk has `room`. `others`: kinds that are only taken over."""
+    """`kinds`: what may be claimed, while the disk has `room`. `others`: kinds that are only taken over.
+
+    `prepare` comes before each attempt, and may end it.
+    """
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class Worker:
         slots: int,
         others: Mapping[str, Kind] | None = None,
         room: Callable[[], bool] = lambda: True,
+        prepare: Callable[[Attempt], Awaitable[Outcome | None]] = ready,
     ) -> None:
         self._store = store
         self._peers = peers
@@ -47,6 +51,7 @@ class Worker:
         self._known = {**(others or {}), **kinds}
         self._slots = slots
         self._room = room
+        self._prepare = prepare
         self._queue: deque[Task] = deque()  # claimed, not begun
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._unwanted: set[tuple[str, int]] = set()  # attempts that were cancelled before they began
@@ -131,7 +136,7 @@ class Worker:
         began, started_at = time.perf_counter(), self._store.now()
         outcome: Outcome | None = Interrupted() if kind.in_process else None  # until proven otherwise
         try:
-            outcome = unbegun(attempt.ending) if attempt.ending and not adopted else await kind.run(attempt)
+            outcome = await self._run(kind, attempt)
         except Exception:
             log.exception("task %s attempt %s: its kind failed", task.id, task.attempt)
             outcome = Failed(Reason.ERROR, "internal error while running it; the server's log says more")
@@ -146,6 +151,11 @@ class Worker:
             elif outcome is not None:
                 self._settler.end(task, outcome, None if adopted else started_at)
             self._work.set()
+
+    async def _run(self, kind: Kind, attempt: Attempt) -> Outcome | None:
+        if attempt.ending and not attempt.adopted:
+            return unbegun(attempt.ending)
+        return (None if attempt.adopted else await self._prepare(attempt)) or await kind.run(attempt)
 
     def _give_back(self) -> None:
         """Return what was claimed and has not begun."""
@@ -303,18 +313,8 @@ class Worker:
                 if (mine := await self._store.adopt(task, self._owner)) and not self._stopping.is_set():
                     slots.start_soon(self._attempt, mine, True)
                 continue
-            if await self._store.settle(task, _left_as(remains)):
+            if await self._store.settle(task, left_as(remains)):
                 log.warning("took over task %s of server %s (pid %s): %s", task.id, peer.owner, peer.pid, remains.name)
                 self._suspects.add(task.id)
         await self._store.leave(peer.owner)
         self._peers.forget(peer.uuid)
-
-
-def _left_as(remains: Remains) -> Outcome:
-    match remains:
-        case Remains.NEVER_BEGUN:
-            return Interrupted("its server died before it began")
-        case Remains.UNKNOWN:
-            return Failed(Reason.WORKER_LOST, "its server died; what it started may still run", retryable=False)
-        case _:
-            return Failed(Reason.WORKER_LOST, "the server that ran it died")
