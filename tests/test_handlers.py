@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from taskorch.domain.errors import InvalidInput
-from taskorch.domain.rules import phase
+from taskorch.domain.readiness import phase
 from taskorch.domain.task import Phase, Reason, Status
 from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store

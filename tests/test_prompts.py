@@ -201,8 +201,7 @@ async def test_a_plan_names_the_kinds_that_can_run_here(app: App, client: Client
     text = await get(client, "plan_pipeline", goal="release 2.0,\n then tell me")
     assert "\nGoal: release 2.0, then tell me\n" in text
     assert '"argv"' in text and "echo" in text and "test.gate" in text
-    assert "Tasks know no order among themselves" in text
-    assert "depends_on" not in TOOLS["create_task"].arguments.model_fields, "the prompt should tell of it now"
+    assert "create_tasks" in text and 'depends_on=["ref", ...]' in text and '{"$result": "ref"}' in text
 
 
 async def test_a_plan_says_so_where_no_program_may_run(tmp_path: Path, era: str) -> None:

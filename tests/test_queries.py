@@ -365,12 +365,12 @@ async def test_a_history_is_told_oldest_first_and_bounded(
 
 
 async def test_kinds_are_runnable_while_a_server_that_runs_them_is_noted(store: Store, queries: Queries) -> None:
-    assert set(await queries.runnable()) == set()
+    assert (await queries.situation([])).kinds == set()
     one = await store.register("one", 1, "1", ["echo", "command"])
     await store.register("two", 2, "1", ["echo"])
-    assert set(await queries.runnable()) == {"echo", "command"}
+    assert (await queries.situation([])).kinds == {"echo", "command"}
     await store.leave(one)
-    assert set(await queries.runnable()) == {"echo"}
+    assert (await queries.situation([])).kinds == {"echo"}
 
 
 async def test_statistics_count_what_is_stored_and_what_ended_within_a_day(

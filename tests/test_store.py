@@ -28,7 +28,7 @@ from taskorch.domain.task import (
     Status,
     Task,
 )
-from taskorch.storage import busy, claims, schema
+from taskorch.storage import busy, claims, finding, schema
 from taskorch.storage import queries as queries_module
 from taskorch.storage import store as module
 from taskorch.storage.database import Database, Transaction, open_database
@@ -267,8 +267,8 @@ def test_an_attempt_has_an_end_and_an_outcome_or_neither(table: sqlite3.Connecti
         (module.HELD_BY, "tasks_working"),
         (claims.NEXT_DUE, "tasks_due"),
         (module.OTHERS, "tasks_working"),
-        (queries_module.BY_NAME, "tasks_name"),
-        (queries_module.BY_PREFIX, "tasks_id"),
+        (finding.BY_NAME, "tasks_name"),
+        (finding.BY_PREFIX, "tasks_id"),
         (queries_module.READY_COUNT, "tasks_ready"),
         (queries_module.NEXT_RUN, "tasks_due"),
     ],

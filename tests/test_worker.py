@@ -13,7 +13,7 @@ from pools import Gate, Loose, Payload, Pool, Told, broken, log_lines, ok, other
 
 from taskorch.domain import rules
 from taskorch.domain.errors import NonRetryable
-from taskorch.domain.rules import phase
+from taskorch.domain.readiness import phase
 from taskorch.domain.task import Completed, Outcome, Phase, Priority, Reason, Status, Task
 from taskorch.storage import busy
 from taskorch.storage.database import Database

@@ -86,7 +86,7 @@ async def diagnose_failure(service: Service, reference: str) -> str:
 
 
 async def plan_pipeline(service: Service, goal: str) -> str:
-    """How to reach a goal with the tools as they are: tasks know no order among themselves."""
+    """How to reach a goal with tasks that depend on each other."""
     kinds = sorted((await service.view()).kinds)
     commands = (
         'a command: payload={"argv": ["git", "fetch"], "cwd": "/absolute"}, an argument list, never a shell line'
@@ -98,13 +98,14 @@ async def plan_pipeline(service: Service, goal: str) -> str:
 Break this goal into background tasks of taskorch. Show me the plan first; carry it out when I agree.
 Goal: {_asked(goal)}
 
-- A step is one create_task: {commands}; or a handler's kind: {cut_bytes(handlers, 200) or "none here"}.
-- Tasks know no order among themselves. Create the steps that need nothing from each other, wait for them with \
-wait_for_tasks(task_ids=[...], until="all") (50 s a call; call again), and only then create what builds on them.
-- A step hands on files, or what you read with get_task_output or as "result" in get_task.
+- One create_tasks call makes all steps: {commands}; or a handler's kind: {cut_bytes(handlers, 200) or "none here"}.
+- Give each step a ref, and depends_on=["ref", ...] where it needs others: it starts when they have completed. If one \
+fails, what depends on it is cancelled; on_dependency_failure="run" lets it start all the same (to clean up, to report).
+- A step hands on files, or its result: {{"$result": "ref"}} as a whole value in a later payload, of a command its \
+output; with "path": "json.version" or the like, a part.
 - max_attempts above 1 only where a step is safe to repeat; timeout_seconds for each; run_at or delay_seconds for later.
-- Give each step a name and all of them one label: list_tasks(label="...") shows how far it is.
-- When a step fails, create nothing that builds on it: find the cause, then retry_task or create it anew.
+- Give each step a name and all of them one label: list_tasks(label="...") shows how far it is; wait_for_tasks waits.
+- When a step fails, find the cause; retry_task of that step brings back what was cancelled because of it.
 
 The plan: of each step its name, what it runs, what must be done before, whether it is safe to repeat, how we see that \
 it worked. Ask me what you do not know; guess no paths."""

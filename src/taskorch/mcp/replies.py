@@ -9,6 +9,7 @@ from taskorch.domain.errors import shown
 from taskorch.domain.task import Error, Phase, Progress, Reason, Status, Task
 from taskorch.mcp.wording import Facts, counts_text, cut_bytes, cut_json, iso, present, safe_text, seconds_text
 from taskorch.storage.dependencies import Waits
+from taskorch.storage.ids import FULL_ID
 from taskorch.storage.queries import Page
 from taskorch.storage.rows import dumps
 from taskorch.work.output import Slice
@@ -21,8 +22,6 @@ TIGHTER = ((200, CONCISE_BYTES), (64, 160), (44, 120), (44, 90), (32, 60), (24, 
 ROW_BYTES = 250  # of a list row as JSON, if its kind is short
 LIST_NAME_BYTES = 44  # of a name in it: at most, and where other fields are long at least
 NAME_BYTES_LEAST = 12
-# Another task is the cause, whose id the message begins with: what ended because of it comes back with it.
-BY_OTHERS = (Reason.DEPENDENCY, Reason.DEPENDENCY_FAILED)
 # Reasons for which nothing was written: the whole message says what to do.
 SILENT = (Reason.NOT_ALLOWED, Reason.INVALID_PAYLOAD, Reason.SPAWN_ERROR, Reason.WORKER_LOST)
 
@@ -168,8 +167,8 @@ def next_call(task: Task, view: View) -> str | None:
             return f'update_task(task_id="{task.id}", paused=false)'
         case Status.WAITING | Status.WORKING:
             return f'wait_for_tasks(task_ids=["{task.id}"], timeout_seconds={view.wait_cap_seconds:g})'
-        case Status.FAILED | Status.CANCELLED if task.error and task.error.reason in BY_OTHERS:
-            return f'retry_task(task_id="{task.error.message.split()[0]}")'
+        case Status.FAILED | Status.CANCELLED if task.error and (cause := _cause(task.error)):
+            return f'retry_task(task_id="{cause}")'
         case Status.FAILED if task.error and task.error.reason in SILENT:
             return f'get_task(task_id="{task.id}", detail="full")'
         case Status.FAILED if task.kind == "command" and task.attempt:
@@ -178,6 +177,13 @@ def next_call(task: Task, view: View) -> str | None:
             return f'retry_task(task_id="{task.id}")'
         case _:
             return f'get_task_output(task_id="{task.id}")' if task.kind == "command" else None
+
+
+def _cause(error: Error) -> str | None:
+    """The task because of which another ended, with which that comes back: its id begins the message."""
+    by_others = error.reason in (Reason.DEPENDENCY, Reason.DEPENDENCY_FAILED)
+    found = FULL_ID.match(error.message) if by_others else None
+    return found and found[0]
 
 
 def progress_facts(progress: Progress, limit: int) -> Facts:
