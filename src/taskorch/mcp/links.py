@@ -50,11 +50,9 @@ def wish(a: TaskWish, new: NewTask, ids: Mapping[str, str], task_id: str | None 
 
 def waits(task: Task, depends_on: Sequence[Task]) -> dict[str, Waits]:
     """What a task waits for that was just created."""
-    first = [parent for parent in depends_on if not parent.ended]
-    if not task.blocked or not first:
-        return {}
-    names = tuple((parent.id, parent.name) for parent in first[:FIRST])
-    return {task.id: Waits(len(first), len(depends_on), names)}
+    parents = {parent.id: parent for parent in depends_on}
+    first = [(parent.id, parent.name) for parent in parents.values() if not parent.ended]
+    return {task.id: Waits(len(first), len(parents), tuple(first[:FIRST]))} if task.blocked and first else {}
 
 
 async def edited(service: Service, task: Task, payload: Mapping[str, object]) -> Mapping[str, object]:

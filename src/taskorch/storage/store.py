@@ -231,6 +231,10 @@ class Store:
             due = await self._next_due()
         return due
 
+    async def repair(self) -> None:
+        """Put right what other programs have done to the rows: let go what waits for nothing any more."""
+        await self._database.write(lambda tx: dependencies.repair(tx, self.now()))
+
     async def held_by(self, owner: int) -> list[Task]:
         """What that server works on."""
         return await self._database.read(lambda db: [from_row(row) for row in db.execute(HELD_BY, (owner,))])

@@ -58,6 +58,7 @@ class Housekeeper:
     async def clean(self) -> None:
         """Delete what is past retention, and folders that no task owns (a crash may come between row and files)."""
         try:
+            await self._store.repair()
             await self._store.purge(self._keep_ms, self._keep_failed_ms)
             if set_aside_files(self._folder.parent):
                 return  # the output of tasks that only a damaged database knows is not ours to remove
