@@ -39,6 +39,22 @@ def check_end(history: History, folder: Path) -> list[Violation]:
     return [*check(history), *_h10_none_left(history), *_h11_sound(folder), *_h12_no_leaks(folder, history)]
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a task was created to depend on, and what it does if one of those fails."""
+
+    task: str
+    policy: str
+    parents: list[str]
+
+
+def orders(history: History) -> Iterator[Order]:
+    for line in history.of("after"):
+        policy, *parents = line.detail.split()
+        if line.task in history.tasks:
+            yield Order(line.task, policy, parents)
+
+
 # The rules.
 
 
@@ -165,7 +181,39 @@ def _h10_taken_over(history: History) -> Iterator[Violation]:
             yield Violation("H10", task.id, f"it is working, and its server {task.owner} died {since:.1f} s ago")
 
 
+def _h14_order(history: History) -> Iterator[Violation]:
+    """A task that minds begins when all that it depends on have completed, and they say nothing after that."""
+    places: dict[str, list[int]] = {}
+    displaced = history.displaced
+    for place, line in enumerate(history.lines[: history.sure]):
+        if line.word in OF_AN_ATTEMPT and line.key not in displaced:
+            places.setdefault(line.task, []).append(place)
+    for order in orders(history):
+        if order.policy == "run" or order.task not in places:
+            continue
+        for parent in order.parents:
+            if parent in history.tasks and history.tasks[parent].status != "completed":
+                text = f"it began, and {parent}, which it depends on, is {history.tasks[parent].status}"
+                yield Violation("H14", order.task, text)
+            elif places.get(parent, [0])[-1] > places[order.task][0]:
+                yield Violation("H14", order.task, f"it began while {parent}, which it depends on, was at work")
+
+
+def _h15_stopped_for_a_reason(history: History) -> Iterator[Violation]:
+    """What a failure has stopped is stopped only as long as something that it depends on has not done well."""
+    for order in orders(history):
+        task = history.tasks[order.task]
+        reason = (task.error or {}).get("reason")
+        if reason not in ("dependency", "dependency_failed"):
+            continue
+        bad = [p for p in order.parents if p in history.tasks and history.tasks[p].status in ("failed", "cancelled")]
+        if not bad or order.policy == "run":
+            yield Violation("H15", order.task, f"it was stopped ({reason}), and nothing that it depends on has failed")
+
+
 RULES = (
+    _h14_order,
+    _h15_stopped_for_a_reason,
     _h1_durable,
     _h2_legal,
     _h3_accepted,

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import anyio
 from reliability import records
 from taskorch.domain import rules
 from taskorch.domain.task import Status, Task, with_values
-from taskorch.storage import bulk, rows, schema, store
+from taskorch.storage import bulk, dependencies, rows, schema, store
 from taskorch.storage.ends import _end_attempts as end_attempts
 from taskorch.storage.rows import BY_ID, COLUMNS, encoded, from_row
 from taskorch.work import worker
@@ -174,6 +174,20 @@ def _adoption() -> None:
     store.Store.adopt = adopt
 
 
+def _order_ignored() -> None:
+    create = rules.create
+    rules.create = lambda new, *, blocked=False, **rest: create(new, **rest)
+
+
+def _failure_ignored() -> None:
+    state = dependencies._state
+    dependencies._state = lambda tx, child: replace(state(tx, child), failed=None)
+
+
+def _not_brought_back() -> None:
+    dependencies._bring_back = lambda tx, child, now: None
+
+
 FENCE: Sequence[Aim] = (
     ("before settle", 6, "lose"),
     ("before take-over settle", 2, "stop"),
@@ -193,6 +207,9 @@ MUTANTS = {
         _adoption,
         (("before adopt", 1, "stop"), ("after go", 3, "kill"), ("after go", 2, "kill")),
     ),
+    "order-ignored": Mutant("a task does not wait for those it depends on", _order_ignored, breaks=("H14",)),
+    "failure-ignored": Mutant("a task starts after one that failed", _failure_ignored, breaks=("H14",)),
+    "not-brought-back": Mutant("a retry leaves what its failure stopped", _not_brought_back, breaks=("H15",)),
     "early-start": Mutant("the command starts before its supervisor has noted it", shim_rate=40),
     "late-record": Mutant(
         "the end is recorded after the supervisor's lock has fallen", focus=(("after go", 6, "kill"),)

@@ -17,7 +17,8 @@ from reliability.points import Part, Victim, watch
 from taskorch.app import App, running
 from taskorch.config import Settings
 from taskorch.domain.errors import TaskError
-from taskorch.domain.task import NewTask, Priority, Task
+from taskorch.domain.task import NewTask, OnDependencyFailure, Priority, Task
+from taskorch.storage.additions import Wish
 from taskorch.work import supervised
 from taskorch.work.handlers import Context, handler
 
@@ -145,7 +146,7 @@ async def _client(app: App, victim: Victim) -> None:
             what = chance.random()
             if what < 0.7 or not known:
                 if await app.service.store._database.read(_unfinished) < OPEN_MOST:
-                    known.append(await _create(app, victim, chance))
+                    known.append(await _create(app, victim, known, chance))
             elif what < 0.85:
                 await _cancel(app, victim, chance.choice(known))
             elif what < 0.95:
@@ -154,7 +155,7 @@ async def _client(app: App, victim: Victim) -> None:
                 await app.service.store.edit(chance.choice(known), {"priority": Priority.HIGH}, None, "client")
 
 
-async def _create(app: App, victim: Victim, chance: random.Random) -> str:
+async def _create(app: App, victim: Victim, known: list[str], chance: random.Random) -> str:
     kind = chance.choices(("command", "work", "block"), (45, 45, 10))[0]
     most = app.service.kinds[kind].max_attempts
     new = NewTask(
@@ -164,9 +165,21 @@ async def _create(app: App, victim: Victim, chance: random.Random) -> str:
         timeout_seconds=20,
         on_server_exit="stop" if chance.random() < 0.3 else "survive",
     )
+    if known and chance.random() < 0.4:
+        return await _create_after(app, victim, new, chance.sample(known, min(len(known), 2)), chance)
     task = await app.service.store.add(new)
     victim.journal.write("ack", task.id, 0, f"{kind} {task.max_attempts} {task.on_server_exit}")
     return task.id
+
+
+async def _create_after(app: App, victim: Victim, new: NewTask, parents: list[str], chance: random.Random) -> str:
+    """A task that depends on others; refused where one of them has failed already."""
+    policy: OnDependencyFailure = chance.choice(("cancel", "fail", "run"))
+    wish = Wish(new, None, tuple(parents), policy)
+    victim.journal.write("after", wish.task_id, 0, f"{policy} {' '.join(parents)}")  # before: it may start at once
+    await app.service.store.add_all([wish])
+    victim.journal.write("ack", wish.task_id, 0, f"{new.kind} {new.max_attempts} {new.on_server_exit}")
+    return wish.task_id
 
 
 def _payload(folder: Path, kind: str, chance: random.Random) -> dict[str, Any]:
