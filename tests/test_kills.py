@@ -127,6 +127,49 @@ def test_what_must_not_happen_is_found(rule: str, seen: History) -> None:
     assert rule in broken(seen)
 
 
+# Order: a task that depends on the one above.
+
+
+CHILD = "t0000000000000002"
+BEGUN = Line(1.7, SERVER, "begin", CHILD, 1)
+
+
+def ordered(policy: str, lines: Iterable[Line], parent: Row, child: Row) -> History:
+    after = Line(1.05, SERVER, "after", CHILD, 0, f"{policy} {TASK}")
+    seen = told((GOOD[0], after, *lines), parent)
+    starts = {(CHILD, 1): DONE} if child.attempt else {}
+    return replace(seen, tasks=seen.tasks | {CHILD: child}, starts=seen.starts | starts)
+
+
+NEXT = replace(ROW, id=CHILD, status="working", owner=1, result=None)
+BROKE = replace(ROW, status="failed", result=None)
+STOPPED = replace(NEXT, status="cancelled", owner=None, attempt=0, error={"reason": "dependency"})
+
+
+def test_a_task_that_began_after_the_one_before_it_is_in_order() -> None:
+    assert not {"H14", "H15"} & broken(ordered("cancel", (*GOOD[1:], BEGUN), ROW, NEXT))
+    assert not {"H14", "H15"} & broken(ordered("run", (*GOOD[1:], BEGUN), BROKE, NEXT))
+    assert not {"H14", "H15"} & broken(ordered("cancel", GOOD[1:], BROKE, STOPPED))
+
+
+def test_what_began_after_the_tables_were_read_is_not_held_against_them() -> None:
+    seen = ordered("cancel", (*GOOD[1:], BEGUN), WORKS, replace(NEXT, status="waiting", attempt=0))
+    assert not {"H14", "H15"} & broken(replace(seen, sure=len(seen.lines) - 1))
+
+
+@pytest.mark.parametrize(
+    ("rule", "seen"),
+    [
+        pytest.param("H14", ordered("cancel", (*GOOD[1:4], BEGUN, *GOOD[4:]), ROW, NEXT), id="began beside it"),
+        pytest.param("H14", ordered("fail", (*GOOD[1:], BEGUN), BROKE, NEXT), id="began after it failed"),
+        pytest.param("H15", ordered("cancel", GOOD[1:], ROW, STOPPED), id="stopped by one that completed"),
+        pytest.param("H15", ordered("run", GOOD[1:], BROKE, STOPPED), id="stopped, and it does not mind"),
+    ],
+)
+def test_a_wrong_order_is_found(rule: str, seen: History) -> None:
+    assert rule in broken(seen)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The folder of a run in which nothing happened."""
@@ -191,7 +234,7 @@ def test_200_kills_of_4_servers_break_nothing(tmp_path: Path) -> None:
     assert len([line for line in seen.of("dead") if line.detail == "9"]) >= 200
 
 
-@pytest.mark.parametrize("bug", ["unbounded-retries", "claim-race", "unfenced-by-id"])
+@pytest.mark.parametrize("bug", ["unbounded-retries", "claim-race", "unfenced-by-id", "order-ignored"])
 def test_a_bug_is_caught_by_the_rule_that_it_breaks(bug: str) -> None:
     _, first = mutants.catch(bug, 1)
     assert first and first.split()[0] in mutants.MUTANTS[bug].breaks
