@@ -326,7 +326,7 @@ async def test_what_waits_is_working_and_says_why(host: Talk, app: App) -> None:
     other.close()
     blocked = await get(host, scheduled)
     assert (blocked["status"], blocked["pollIntervalMs"]) == ("working", 5_000)
-    assert blocked["statusMessage"] == "blocked: no running server can do elsewhere"
+    assert blocked["statusMessage"] == "blocked: no running server can do 'elsewhere'"
     for gate in gates:
         gate.opened.set()
 

@@ -86,7 +86,7 @@ def _one_status(value: Any) -> Any:
     return _word(value)
 
 
-def _labels(value: list[str]) -> list[str]:
+def _unique(value: list[str]) -> list[str]:
     return list(dict.fromkeys(value))
 
 
@@ -98,7 +98,7 @@ PriorityName = Annotated[Literal["low", "medium", "high"], BeforeValidator(_word
 StatusName = Annotated[Literal["waiting", "working", "completed", "failed", "cancelled"], BeforeValidator(_one_status)]
 Payload = Annotated[dict[str, Any], BeforeValidator(_object), AfterValidator(_payload)]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_line)]
-Labels = Annotated[list[Label], Field(max_length=32), AfterValidator(_labels)]
+Labels = Annotated[list[Label], Field(max_length=32), AfterValidator(_unique)]
 Attempts = Annotated[int, Field(ge=1, le=100), BeforeValidator(number)]
 Version = Annotated[int, Field(ge=1, le=LARGEST), BeforeValidator(number)]
 Offset = Annotated[int, Field(ge=0, le=LARGEST), BeforeValidator(number)]
@@ -134,7 +134,7 @@ class TaskWish(Arguments):
     depends_on: Annotated[
         list[Id],
         Field(max_length=1000, description="ids or names: starts when they have completed"),
-        AfterValidator(_labels),
+        AfterValidator(_unique),
     ] = []
     on_dependency_failure: Annotated[Literal["cancel", "fail", "run"], BeforeValidator(_word)] = "cancel"
     retry: Annotated[

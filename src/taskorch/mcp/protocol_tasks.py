@@ -20,7 +20,7 @@ from taskorch.domain.errors import InvalidInput, NotFound, StoreError
 from taskorch.domain.task import Phase, Status, Task
 from taskorch.mcp.aliases import understood
 from taskorch.mcp.arguments import CreateTask, Seconds
-from taskorch.mcp.replies import CONCISE_BYTES, View, progress_text, task_facts, task_reply
+from taskorch.mcp.replies import CONCISE_BYTES, View, progress_text, task_facts, task_reply, why_blocked
 from taskorch.mcp.server import result_of
 from taskorch.mcp.service import Service
 from taskorch.mcp.tasks_extension import Body, Ctx, ProtocolTask, declared, extend, handle
@@ -115,7 +115,7 @@ class Lives:
 
     def _as_is(self, task_id: str, life: Life, task: Task, view: View) -> ProtocolTask:
         facts = task_facts(task, view, CONCISE_BYTES)
-        told = ProtocolTask(task_id, "working", life.began_at, life.updated_at, message=_message(task, facts))
+        told = ProtocolTask(task_id, "working", life.began_at, life.updated_at, message=_message(task, facts, view))
         if not task.ended:
             return replace(told, poll_ms=_poll_ms(task, facts, view.now))
         keep_ms = self.keep_failed_ms if task.status is Status.FAILED else self.keep_ms
@@ -175,7 +175,7 @@ def _parts(task_id: str) -> tuple[str, int]:
     return (match[1], int(match[2] or 0)) if match else ("", 0)
 
 
-def _message(task: Task, facts: Facts) -> str | None:
+def _message(task: Task, facts: Facts, view: View) -> str | None:
     """Where it stands, for a person. The same as long as nothing changes, so times are absolute."""
     error: Facts = facts.get("error", {})
     why = f"{error['reason']}: {error['message']}" if error else None
@@ -187,7 +187,7 @@ def _message(task: Task, facts: Facts) -> str | None:
         case Phase.BACKOFF if task.run_at:
             return f"attempt {task.attempt} failed: {why}; next start {iso(task.run_at)}"
         case Phase.BLOCKED:
-            return f"blocked: no running server can do {task.kind}"
+            return f"blocked: {why_blocked(task, view)}"
         case None if task.status is Status.WORKING:
             progress = f": {progress_text(facts['progress'])}" if "progress" in facts else ""
             return f"attempt {task.attempt}/{task.max_attempts}{progress}"

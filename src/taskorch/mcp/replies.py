@@ -246,12 +246,13 @@ def state_text(task: Task, view: View) -> str:
         case None:
             return str(task.status)
         case Phase.BLOCKED:
-            return f"{task.status} (blocked: {_why_blocked(task, view)})"
+            return f"{task.status} (blocked: {why_blocked(task, view)})"
         case _:
             return f"{task.status} ({phase})"
 
 
-def _why_blocked(task: Task, view: View) -> str:
+def why_blocked(task: Task, view: View) -> str:
+    """What a task waits for whose phase is blocked."""
     if waits := view.waits.get(task.id):
         more = ", …" if waits.unfinished > len(waits.first) else ""
         names = ", ".join(task_id for task_id, _ in waits.first)
