@@ -51,6 +51,7 @@ OUTCOMES: list[Outcome] = [
     Completed(None),
     Completed({"a": 1}, '{"a":1}'),
     Failed(Reason.ERROR, "boom"),
+    Failed(Reason.ERROR, "later", retry_after_ms=45_000),
     Failed(Reason.EXIT_CODE, "no use", 3, retryable=False),
     Cancelled("ended"),
     Interrupted("the server stopped"),

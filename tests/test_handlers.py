@@ -19,7 +19,7 @@ from pools import Gate, Payload, Pool, ok
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from taskorch.domain.errors import InvalidInput
+from taskorch.domain.errors import InvalidInput, NonRetryable, RetryAfter
 from taskorch.domain.readiness import phase
 from taskorch.domain.task import Phase, Reason, Status
 from taskorch.storage.queries import Queries
@@ -339,6 +339,63 @@ async def test_a_handler_that_cancels_its_own_asyncio_task_fails_and_the_slot_go
         assert (await pool.ended(await pool.add("group"))).result == "fine"
     assert task.error is not None
     assert task.error.message == "it cancelled itself"
+
+
+# Saying whether and when to try again.
+
+
+@pytest.mark.parametrize(
+    ("error", "wait_ms", "text"),
+    [
+        (RetryAfter(90, "the API is busy"), 90_000, "RetryAfter: the API is busy"),
+        (RetryAfter(0.25), 250, "RetryAfter: again in 0.25 s"),
+        (RetryAfter(float("inf")), 86_400_000, "RetryAfter: again in 86400 s"),
+        (ExceptionGroup("one of a task group", [RetryAfter(7)]), 7_000, "RetryAfter: again in 7 s"),
+    ],
+)
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "sync"])
+async def test_a_handler_says_when_it_is_to_be_tried_again(
+    pool: Pool, error: Exception, wait_ms: int, text: str, asynchronous: bool
+) -> None:
+    async def awaited(payload: Payload) -> None:
+        raise error
+
+    async with pool.running(work=awaited if asynchronous else raising(error)):
+        began = pool.clock.now
+        failed = await pool.seen(await pool.add(max_attempts=2), lambda task: task.error is not None)
+        assert (failed.status, failed.attempt) == (Status.WAITING, 1)
+        assert failed.error is not None and failed.run_at is not None
+        assert (failed.run_at - began, failed.error.message) == (wait_ms, text)
+
+
+def test_a_moment_that_has_passed_is_now() -> None:
+    assert RetryAfter(-3).seconds == 0
+
+
+async def test_a_wait_that_a_handler_asks_for_grants_no_start(pool: Pool) -> None:
+    async with pool.running(work=raising(RetryAfter(0))):
+        task = await pool.ended(await pool.add(max_attempts=2))
+    assert (task.status, task.attempt) == (Status.FAILED, 2)
+
+
+async def test_what_is_no_number_of_seconds_is_the_handlers_mistake(pool: Pool) -> None:
+    def work(payload: Payload) -> None:
+        raise RetryAfter(float("nan"))
+
+    async with pool.running(work=work):
+        task = await pool.ended(await pool.add(max_attempts=1))
+    assert task.error is not None
+    assert task.error.message == "ValueError: RetryAfter needs a number of seconds, not nan"
+
+
+async def test_what_cannot_succeed_is_not_tried_again_from_within_a_group_either(pool: Pool) -> None:
+    async def work(payload: Payload) -> None:
+        raise ExceptionGroup("one of a task group", [NonRetryable("no such customer")])
+
+    async with pool.running(work=work):
+        task = await pool.ended(await pool.add(max_attempts=3))
+    assert task.error is not None
+    assert (task.attempt, task.error.message) == (1, "NonRetryable: no such customer")
 
 
 # Synchronous handlers.

@@ -197,6 +197,17 @@ def test_a_failure_that_may_be_retried_waits_for_its_backoff() -> None:
     assert after.error == Error(Reason.TIMEOUT, "too slow")
 
 
+@pytest.mark.parametrize("wait", [0, 1, 86_400_000])
+def test_a_failure_that_says_when_to_try_again_waits_so_long_instead_of_its_backoff(wait: int) -> None:
+    after = rules.settle(working(), Failed(Reason.ERROR, "busy", retry_after_ms=wait), NOW)
+    assert (after.status, after.run_at, after.ready) == (Status.WAITING, NOW + wait, wait == 0)
+
+
+def test_no_wish_to_try_again_grants_a_start() -> None:
+    ended = rules.settle(working(max_attempts=1), Failed(Reason.ERROR, "busy", retry_after_ms=5), NOW)
+    assert (ended.status, ended.run_at) == (Status.FAILED, None)
+
+
 def test_the_last_start_that_fails_ends_the_task_and_crashes_count_as_starts() -> None:
     task = waiting(max_attempts=2)
     for _ in range(2):

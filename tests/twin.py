@@ -135,6 +135,9 @@ class Twin:
             case _ if cancelled:
                 row["starts"][-1][2:] = ["cancelled", "user"]
                 self.move(row, "cancelled", **end, error="user")
+            case Failed(reason, retryable=True, retry_after_ms=int(wish)) if _starts_left(row) > 0:
+                assert backoff == self.now + wish
+                self.move(row, "waiting", **wait, run_at=backoff, error=str(reason))
             case Failed(reason, retryable=True) if _starts_left(row) > 0:
                 longest = min(300_000, 2_000 * 2 ** (row["attempt"] - 1))
                 assert backoff is not None and longest / 2 - 1 <= backoff - self.now <= longest

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 SHOWN_CHARACTERS = 80
+RETRY_AFTER_MOST_SECONDS = 86_400.0
 
 
 class TaskError(Exception):
@@ -32,6 +33,20 @@ class StoreError(TaskError):
 
 class NonRetryable(Exception):
     """Raised by a handler: the attempt failed, and another one would fail too."""
+
+
+class RetryAfter(Exception):
+    """Raised by a handler: the attempt failed, and the next start comes in `seconds` instead of after the backoff.
+
+    Numbers below 0 count as 0, those above 86,400 as that: they often are another server's word. Raises ValueError for
+    NaN. It grants no start: `max_attempts` still holds.
+    """
+
+    def __init__(self, seconds: float, message: str = "") -> None:
+        if seconds != seconds:  # NaN alone
+            raise ValueError("RetryAfter needs a number of seconds, not nan")
+        self.seconds = min(max(float(seconds), 0.0), RETRY_AFTER_MOST_SECONDS)
+        super().__init__(message or f"again in {self.seconds:g} s")
 
 
 def readable(error: ValidationError, where: str = "", known: Sequence[str] = ()) -> str:

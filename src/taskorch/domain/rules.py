@@ -105,10 +105,11 @@ def settle(task: Task, outcome: Outcome, now: int, started_at: int | None = None
             return _cancelled(task, now, began, message)
         case _ if task.cancel_requested_at is not None:
             return _cancelled(task, now, began, outcome.message)
-        case Failed(reason, message, exit_code, retryable):
+        case Failed(reason, message, exit_code, retryable, retry_after_ms):
             error = Error(reason, message, exit_code)
             if retryable and starts_left(task) > 0:
-                return _wait(task, now, run_at=now + backoff_ms(task.id, task.attempt), started_at=began, error=error)
+                wait = backoff_ms(task.id, task.attempt) if retry_after_ms is None else retry_after_ms
+                return _wait(task, now, run_at=now + wait, started_at=began, error=error)
             return _end(task, Status.FAILED, now, began, error=error)
         case Interrupted(message):
             if task.interruptions >= MAX_INTERRUPTIONS:

@@ -244,10 +244,13 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
+    """`retry_after_ms`: how long to wait before the next start, None for the backoff."""
+
     reason: Reason
     message: str
     exit_code: int | None = None
     retryable: bool = True
+    retry_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import anyio.to_thread
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from taskorch.domain.errors import InvalidInput, NonRetryable, readable
+from taskorch.domain.errors import InvalidInput, NonRetryable, RetryAfter, readable
 from taskorch.domain.task import Cancelled, Completed, Failed, Interrupted, Outcome, Progress, Reason, Task
 from taskorch.storage.rows import dumps
 from taskorch.work.attempt import Attempt, Ending, Remains
@@ -118,15 +118,15 @@ class Handler:
             if anyio.current_effective_deadline() == -math.inf:
                 raise  # a scope of ours, or one around it, was cancelled
             return Failed(Reason.ERROR, "it cancelled itself")
-        except NonRetryable as error:
-            return Failed(Reason.ERROR, _text(error), retryable=False)
         except GeneratorExit:
             raise
         except BaseException as error:  # whatever it is, a handler may not end the server
             if context.told:
                 return _cut_short(attempt)
-            log.warning("task %s attempt %s failed", attempt.task.id, attempt.task.attempt, exc_info=error)
-            return Failed(Reason.ERROR, _text(error))
+            failed = _failed(error)
+            if failed.retryable and failed.retry_after_ms is None:  # else it was meant, and no mistake to look for
+                log.warning("task %s attempt %s failed", attempt.task.id, attempt.task.attempt, exc_info=error)
+            return failed
 
     async def _call(self, payload: Any, context: Context) -> Any:
         arguments = (payload, context) if self._takes_context else (payload,)
@@ -145,7 +145,8 @@ def handler(name: str, *, max_attempts: int | None = None) -> Callable[[Function
     """Register the function below as the kind `name`; the function itself stays as it is.
 
     The contract: it may run again after a failure or a crash (3 starts, or `max_attempts`), so make it idempotent.
-    It returns what JSON can hold, up to 64 KiB; an exception fails the attempt, `NonRetryable` the task.
+    It returns what JSON can hold, up to 64 KiB; an exception fails the attempt, `NonRetryable` the task,
+    `RetryAfter` says when to try again.
     """
 
     def register(function: Function) -> Function:
@@ -224,12 +225,14 @@ def _depth(value: Any) -> int:
             return 0
 
 
-def _text(error: BaseException) -> str:
-    if isinstance(error, BaseExceptionGroup):
-        causes = cast(BaseExceptionGroup[BaseException], error).exceptions
-        return _text(causes[0])
+def _failed(error: BaseException) -> Failed:
+    """What an exception of a handler says; a group speaks by its first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast(BaseExceptionGroup[BaseException], error).exceptions[0]
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return text.encode("utf-8", "replace").decode()[:MESSAGE_CHARACTERS]
+    text = text.encode("utf-8", "replace").decode()[:MESSAGE_CHARACTERS]
+    wait_ms = round(error.seconds * 1000) if isinstance(error, RetryAfter) else None
+    return Failed(Reason.ERROR, text, retryable=not isinstance(error, NonRetryable), retry_after_ms=wait_ms)
 
 
 class Sleep(BaseModel):
