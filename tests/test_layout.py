@@ -11,7 +11,8 @@ import pytest
 
 from taskorch.config import PREFIX, Settings
 from taskorch.domain.rules import MOVES
-from taskorch.domain.task import Phase, Status
+from taskorch.domain.task import Phase, Retry, Status
+from taskorch.mcp.policies import RetryWish
 from taskorch.mcp.tools import TOOLS
 
 ROOT = Path(__file__).parents[1]
@@ -205,3 +206,10 @@ def test_the_document_of_statuses_has_every_move_and_no_other() -> None:
 
 def test_the_document_of_statuses_explains_every_phase() -> None:
     assert set(map(str, Phase)) <= {row[0] for row in rows("docs/statuses.md")}
+
+
+def test_the_document_of_retries_has_every_part_of_a_policy_with_its_default() -> None:
+    told = {row[0].strip("`"): row[2] for row in rows("docs/retries.md") if len(row) == 4 and row[0].startswith("`")}
+    assert told.keys() == RetryWish.model_fields.keys()
+    numbers = {name: float(word) for name, word in told.items() if word.isdigit()}
+    assert numbers == {name: getattr(Retry(), name) for name in ("first_delay_seconds", "factor", "max_delay_seconds")}

@@ -353,7 +353,7 @@ TEXT_BUILDERS = {  # the only places where SQL is put together, and from what: n
     "claims": {"SELECT", "BATCH", "IN_TIME", "readiness.BACKOFF_CAP_MS"},
     "dependencies": {"SELECT"},
     "finding": {"SELECT", "CANDIDATES + 1"},
-    "queries": {"SELECT", "EXACT_COUNTS", "IN_TIME", "TEXT", "_where(at)", "_where(where)"}
+    "queries": {"SELECT", "EXACT_COUNTS", "IN_TIME", "TEXT", "_where(at)", "_where(where)", "ATTEMPTS_OF"}
     | {"' AND '.join(conditions)"},
     "dedupe": {"SELECT"},
     "rows": {"', '.join(COLUMNS)", "SELECT"},

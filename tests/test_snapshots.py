@@ -9,7 +9,7 @@ from typing import Any
 from clients import Facts
 
 from taskorch.domain import rules
-from taskorch.domain.task import Completed, Failed, NewTask, Outcome, Priority, Progress, Reason, Task
+from taskorch.domain.task import Completed, Failed, NewTask, Outcome, Priority, Progress, Reason, Retry, Task
 from taskorch.mcp.history import full_reply
 from taskorch.mcp.replies import Reply, View, list_reply, output_reply, task_reply
 from taskorch.mcp.waits import Tail, wait_reply
@@ -37,6 +37,7 @@ def ended(outcome: Outcome, **wishes: Any) -> Task:
 
 SUCCESS = Completed({"exit_code": 0, "output_bytes": 5_120})
 FAILURE = Failed(Reason.EXIT_CODE, "exit code 2: 3 tests failed", 2)
+POLICY = Retry(on_exit=(1, 2), fail_on_exit=(3,), first_delay_seconds=0.5)
 
 
 def under_way() -> Task:
@@ -68,6 +69,7 @@ REPLIES: dict[str, Callable[[], Reply]] = {
     "cancelled": lambda: task_reply(rules.cancel(waiting(), "cancelled by claude-code: not needed", NOW + 9), VIEW),
     "cancelling": lambda: task_reply(rules.cancel(working(), "cancelled by claude-code", NOW + 9), VIEW),
     "full": lambda: full_reply(ended(FAILURE, name="tests", labels=("ci",)), history(), VIEW, "/state/output/t6/1"),
+    "full, with a policy": lambda: full_reply(ended(FAILURE, retry=POLICY, max_attempts=3), history(), VIEW, None),
     "list": lambda: list_reply(
         Page([under_way(), ended(FAILURE, name="tests", priority=Priority.HIGH)], COUNTS, False, 7), "c7", VIEW
     ),
@@ -77,6 +79,9 @@ REPLIES: dict[str, Callable[[], Reply]] = {
     ),
     "wait, done": lambda: wait_reply([ended(SUCCESS), ended(FAILURE)], ["tqqqqqqqqqqqqqqqq"], True, {}, VIEW),
     "output": lambda: output_reply(ended(SUCCESS), 1, Slice("3 passed\n", 5_111, 5_120, 5_120, 0), None),
+    "output, of a failed attempt": lambda: output_reply(
+        ended(FAILURE), 1, Slice("2 failed\n", 0, 9, 9, 0), None, history().attempts[0]
+    ),
     "output, matching": lambda: output_reply(ended(SUCCESS), 1, Slice("1: warning\n", 0, 20, 5_120, 9), "warn"),
 }
 

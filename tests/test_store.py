@@ -25,6 +25,7 @@ from taskorch.domain.task import (
     Priority,
     Progress,
     Reason,
+    Retry,
     Status,
     Task,
 )
@@ -729,6 +730,22 @@ async def test_a_clock_that_was_set_back_strands_no_retry(
     clock.now += wait
     await other.promote()
     assert (await get(database, task)).ready
+
+
+async def test_a_clock_that_was_set_back_strands_no_retry_whose_policy_waits_for_hours(
+    store: Store, other: Store, me: int, clock: Clock, database: Database
+) -> None:
+    hours = Retry(first_delay_seconds=7200.0, max_delay_seconds=7200.0)
+    patient, usual = [await start(store, me, retry=retry) for retry in (hours, None)]
+    for task in (patient, usual):
+        assert await store.settle(task, Failed(Reason.ERROR, "once"))
+    wait = (await get(database, patient)).run_at - clock.now  # type: ignore[operator]
+    assert wait >= 3_600_000
+    asked = await store.edit(usual.id, {"run_at": clock.now + 3_600_000}, None, "x")
+    clock.now -= 86_400_000
+    await other.promote()
+    assert (await get(database, patient)).run_at == clock.now + wait
+    assert (await get(database, usual)).run_at == asked.run_at  # what a client asked for stays
 
 
 async def test_paused_tasks_are_not_due_but_expire(store: Store, clock: Clock, database: Database) -> None:

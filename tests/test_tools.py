@@ -104,6 +104,7 @@ async def test_create_keeps_every_argument(client: Client, tmp_path: Path) -> No
         "expires_at": "2027-01-01T01:30:00+01:00" if soon.year < 2027 else "2098-01-01T01:30:00+01:00",
         "on_server_exit": "stop",
         "labels": ["a", "b", "a"],
+        "retry": {"on_exit": [1, 75], "max_delay_seconds": 9.5},
         "dedupe_key": "k",
         "wait_seconds": 0,
     }
@@ -113,7 +114,7 @@ async def test_create_keeps_every_argument(client: Client, tmp_path: Path) -> No
     reply = await full(client, task["id"])
 
     kept = reply.facts
-    same = ("kind", "name", "priority", "max_attempts", "timeout_seconds", "on_server_exit")
+    same = ("kind", "name", "priority", "max_attempts", "timeout_seconds", "on_server_exit", "retry")
     assert {name: kept[name] for name in same} == {name: given[name] for name in same}
     assert kept["payload"] == given["payload"] | {"env": {"A": "(hidden)"}}
     assert moment(kept["run_at"]) == datetime.fromisoformat(given["run_at"])
@@ -739,7 +740,7 @@ async def test_a_cancelled_wait_leaves_the_task_alone_and_nobody_listening(clien
 
 def check_output(reply: Answer) -> Facts:
     names = ["id", "attempt", "text", "offset", "next_offset", "total_bytes", "dropped_bytes"]
-    assert [name for name in reply.facts if name != "hint"] == names
+    assert [name for name in reply.facts if name not in ("outcome", "reason", "exit_code", "hint")] == names
     head, _, body = reply.text.partition("\n")
     assert body == reply.facts["text"]
     for name in ("id", "attempt", "offset", "next_offset", "total_bytes"):

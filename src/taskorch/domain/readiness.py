@@ -3,10 +3,13 @@
 from collections.abc import Collection
 from random import Random
 
-from taskorch.domain.task import Phase, Status, Task, with_values
+from taskorch.domain.task import Failed, Phase, Reason, Retry, Status, Task, with_values
 
-BACKOFF_FIRST_MS = 2_000
-BACKOFF_CAP_MS = 300_000
+USUAL = Retry()  # what holds without a policy
+BACKOFF_CAP_MS = round(USUAL.max_delay_seconds * 1000)
+NEVER_RETRIED = (126, 127)  # exit codes for not executable, not found: it would fail again
+TRY_AGAIN = 75  # EX_TEMPFAIL: how a program itself asks to be run again
+GROWTH_STEPS = 300  # more than the starts that a task can be given, and no float holds more of the largest factor
 
 
 def may_run(task: Task, now: int) -> bool:
@@ -48,9 +51,22 @@ def phase(task: Task, now: int, kinds: Collection[str]) -> Phase | None:
     return Phase.READY
 
 
-def backoff_ms(task_id: str, attempt: int) -> int:
+def may_help(failed: Failed, policy: Retry | None) -> bool:
+    """Whether another start may help after that failure: the kind's word, and for exit codes the policy's too.
+
+    What a kind gives up on stays given up. A policy says nothing of other reasons, like a timeout.
+    """
+    if policy is None or not failed.retryable or failed.reason is not Reason.EXIT_CODE:
+        return failed.retryable
+    named = policy.on_exit is None or failed.exit_code in policy.on_exit
+    return failed.exit_code == TRY_AGAIN or (named and failed.exit_code not in policy.fail_on_exit)
+
+
+def backoff_ms(task_id: str, attempt: int, policy: Retry | None = None) -> int:
     """How long to wait after failure number `attempt`: exponential, half of it jittered, and the same at every call."""
-    whole = min(BACKOFF_CAP_MS, BACKOFF_FIRST_MS * 2 ** min(attempt - 1, 20))
+    policy = policy or USUAL
+    grown = policy.first_delay_seconds * policy.factor ** min(attempt - 1, GROWTH_STEPS)
+    whole = 1000 * min(policy.max_delay_seconds, grown)
     return int(whole / 2 + whole / 2 * Random(f"{task_id}/{attempt}").random())
 
 

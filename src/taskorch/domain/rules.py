@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskorch.domain.errors import Conflict
-from taskorch.domain.readiness import backoff_ms, file, is_expired, may_run
+from taskorch.domain.readiness import backoff_ms, file, is_expired, may_help, may_run
 from taskorch.domain.task import (
     BLANK,
     Cancelled,
@@ -105,10 +105,10 @@ def settle(task: Task, outcome: Outcome, now: int, started_at: int | None = None
             return _cancelled(task, now, began, message)
         case _ if task.cancel_requested_at is not None:
             return _cancelled(task, now, began, outcome.message)
-        case Failed(reason, message, exit_code, retryable, retry_after_ms):
+        case Failed(reason, message, exit_code, retry_after_ms=asked):
             error = Error(reason, message, exit_code)
-            if retryable and starts_left(task) > 0:
-                wait = backoff_ms(task.id, task.attempt) if retry_after_ms is None else retry_after_ms
+            if may_help(outcome, task.retry) and starts_left(task) > 0:
+                wait = backoff_ms(task.id, task.attempt, task.retry) if asked is None else asked
                 return _wait(task, now, run_at=now + wait, started_at=began, error=error)
             return _end(task, Status.FAILED, now, began, error=error)
         case Interrupted(message):

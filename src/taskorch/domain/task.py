@@ -80,8 +80,9 @@ class Progress:
 class Retry:
     """Which failures are tried again, and when: None and the defaults are the usual policy.
 
-    `on_exit`: only these exit codes of a command; `fail_on_exit`: never these. The wait before the second start is
-    `first_delay_seconds`, each further one `factor` times as long, up to `max_delay_seconds`; half of it is chance.
+    `on_exit`: only these exit codes of a command; `fail_on_exit`: never these. Exit code 75 always is, whatever they
+    say. The wait before the second start is `first_delay_seconds`, each further one `factor` times as long, up to
+    `max_delay_seconds`; half of it is chance. How often is no part of it: that is `max_attempts`.
     """
 
     on_exit: tuple[int, ...] | None = None

@@ -14,6 +14,7 @@ from taskorch.mcp import arguments as args
 from taskorch.mcp import links
 from taskorch.mcp.health import stats_reply
 from taskorch.mcp.history import full_reply
+from taskorch.mcp.policies import given_policy
 from taskorch.mcp.replies import Reply, list_reply, output_reply, task_reply
 from taskorch.mcp.service import Service, Tell, missing
 from taskorch.mcp.waits import wait_order, wait_reply
@@ -161,7 +162,8 @@ async def get_task_output(service: Service, call: Call, a: args.GetTaskOutput) -
             return output.grep(folder, a.grep, offset=a.offset or 0, max_bytes=a.tail_bytes)
         return output.read(folder, offset=a.offset, max_bytes=a.tail_bytes)
 
-    return output_reply(task, attempt, await anyio.to_thread.run_sync(read), a.grep)
+    end = await service.queries.attempt(task, attempt)  # before what was written: then that is whole
+    return output_reply(task, attempt, await anyio.to_thread.run_sync(read), a.grep, end)
 
 
 async def get_stats(service: Service, call: Call, a: args.GetStats) -> Reply:
@@ -176,17 +178,19 @@ def new_task(service: Service, a: args.TaskWish) -> NewTask:
     run_at = args.start(a.delay_seconds, a.run_at, now)
     if a.expires_at is not None:
         _check_expiry(a.expires_at, run_at, now)
+    retry, max_attempts = given_policy(a, kind)
     return NewTask(
         kind=a.kind,
         payload=a.payload,
         name=a.name,
         priority=Priority[a.priority.upper()],
-        max_attempts=a.max_attempts or kind.max_attempts,
+        max_attempts=max_attempts,
         timeout_seconds=a.timeout_seconds or service.timeout_seconds,
         run_at=run_at,
         expires_at=a.expires_at,
         on_server_exit=a.on_server_exit or service.on_server_exit,
         labels=tuple(a.labels),
+        retry=retry,
     )
 
 

@@ -22,6 +22,7 @@ BOTH = "stdout and stderr are kept as one output; leave it out."
 FOLLOW = "To follow what works call wait_for_tasks: it shows the last output."
 ONE_ID = "This takes one task by task_id: call list_tasks to find them, then call it once for each."
 TREE = "The whole process tree is ended, first asked, then forced; leave it out."
+POLICY = 'Write retry={"on_exit": [1, 75], "first_delay_seconds": 5}, of which each part may be left out.'
 FULL = 'Write detail="full" for payload, attempts and events; get_task_output has the output.'
 
 # For each tool: words for what it does not have, and what to do about it.
@@ -37,6 +38,8 @@ UNKNOWN: dict[str, dict[str, str]] = {
         "callback callback_url webhook webhook_url notify": "Nobody is called back: call wait_for_tasks.",
         "prompt instructions agent": "A task runs a program or a Python handler, no model. get_stats lists the kinds.",
         "code source": 'Name the program that runs it: payload={"argv": ["python3", "-c", "print(1)"]}.',
+        "on_exit fail_on_exit retry_on_exit retry_on first_delay_seconds max_delay_seconds factor": POLICY,
+        "retry_policy retry_options retry_delay retry_delay_seconds retry_backoff backoff backoff_factor": POLICY,
         "seconds duration": 'The kind "sleep" takes it in its payload: payload={"seconds": 3}.',
     },
     "list_tasks": {
@@ -51,6 +54,7 @@ UNKNOWN: dict[str, dict[str, str]] = {
     "update_task": {
         "status state phase": STATUS,
         "kind type": "The kind of a task is fixed; create a new task.",
+        "retry retry_policy": "The policy of a task is fixed; max_attempts can be changed.",
         "add_labels remove_labels add_tags": "Give labels in full: they take the place of the ones before.",
         "argv command cmd": 'Write payload={"argv": ["git", "fetch"]}.',
         "pause": "Write paused=true.",

@@ -39,6 +39,7 @@ ARRAYS = ("task_ids", "labels", "depends_on")
 IDS = ("task_ids", "depends_on")
 SINGLE = ("task_id", "status", "label")  # of which a list with one item can only mean that item
 RETRIES = ("max_retries", "retries", "retry_count", "retry")
+POLICY = '{"on_exit": [75], "first_delay_seconds": 5}'
 UNITS = {"ms": 0.001, "millis": 0.001, "milliseconds": 0.001, "minutes": 60, "hours": 3600, "days": 86_400}
 # Around all arguments, when nothing stands beside; around those that change something or choose, beside others.
 WHOLE = ("arguments", "args", "input", "params", "parameters", "request", "task", "body", "properties", "payload")
@@ -50,17 +51,19 @@ def understood(raw: Mapping[str, Any], known: Collection[str]) -> Raw:
     """The arguments of a call by the names that its tool has (`known`). Raises InvalidInput for what is ambiguous."""
     arguments: Raw = {}
     for name, value in _unwrapped(raw, known).items():
-        right, meant = _right(name, value, known)
+        right, meant = right_name(name, value, known)
         if meant == "" and right in FILTERS and "payload" not in known:
             continue  # strict schemas make a model fill in every argument; where nothing is changed, "" is none
         if right in arguments or (right != name and right in raw):
             raise InvalidInput(f"{shown(name)} and {right} are the same argument; give {right} alone.")
         arguments[right] = meant
-    _refuse_retries(arguments, known)
     if "payload" in arguments:
         arguments["payload"] = argv.parsed(arguments["payload"], dict)
     if "payload" in known and "kind" in known:
         _gather_command(arguments, known)
+    if "retry" in known and "retry" in arguments:
+        arguments["retry"] = argv.parsed(arguments["retry"], dict)
+    _refuse_retries(arguments, known)
     for name in arguments.keys() & set(ARRAYS):
         arguments[name] = argv.parsed(arguments[name], list)
     _gather_ids(arguments)
@@ -76,14 +79,14 @@ def _unwrapped(raw: Mapping[str, Any], known: Collection[str]) -> Mapping[str, A
         inner = cast(Raw, argv.parsed(value, dict)) if whole or part else None
         if not isinstance(inner, dict) or inner.keys() & (raw.keys() - {name}):
             continue
-        fits = all(_right(key, None, known)[0] in known or (creates and key in argv.NAMES) for key in inner)
+        fits = all(right_name(key, None, known)[0] in known or (creates and key in argv.NAMES) for key in inner)
         if fits and (name not in known or "payload" in inner):
             return {key: item for key, item in raw.items() if key != name} | inner
     return raw
 
 
-def _right(name: str, value: Any, known: Collection[str]) -> tuple[str, Any]:
-    """The tool's own name for what is called so, and its value in that name's unit."""
+def right_name(name: str, value: Any, known: Collection[str]) -> tuple[str, Any]:
+    """Of the `known` names that of what is called so, and its value in that name's unit; else both as they are."""
     if name in known:
         return name, value
     snake = snake_case(name)
@@ -100,11 +103,13 @@ def _right(name: str, value: Any, known: Collection[str]) -> tuple[str, Any]:
 def _refuse_retries(arguments: Raw, known: Collection[str]) -> None:
     """`max_retries` counts what comes after the first start, in most systems; whoever says so must choose."""
     for name in RETRIES:
-        if name in arguments and "max_attempts" in known:
-            value = arguments[name]
-            plain = type(value) in (int, str) and re.fullmatch("[0-9]{1,2}", str(value))
-            right = f"; for {value} retries write max_attempts={int(value) + 1}" if plain else ""
-            raise InvalidInput(f"Unknown argument {name!r}. max_attempts counts all starts, the first included{right}.")
+        value: Any = arguments.get(name)
+        if name not in arguments or "max_attempts" not in known or (name == "retry" and isinstance(value, dict | None)):
+            continue
+        plain = type(value) in (int, str) and re.fullmatch("[0-9]{1,2}", str(value))
+        right = f"; for {value} retries write max_attempts={int(value) + 1}" if plain else ", so 1 is no retry"
+        wrong = f"{name} {shown(value)} is no object like {POLICY}" if name in known else f"Unknown argument {name!r}"
+        raise InvalidInput(f"{wrong}. max_attempts counts all starts, the first included{right}.")
 
 
 def _gather_ids(arguments: Raw) -> None:
@@ -165,7 +170,7 @@ def _outside(payload: Raw, arguments: Raw, known: Collection[str]) -> list[tuple
     """What stands in a command's payload but is an argument of the tool: its name, the right one, and the value."""
     found: list[tuple[str, str, Any]] = []
     for name in [name for name in payload if name not in argv.NAMES]:
-        right, meant = _right(name, payload[name], known)
+        right, meant = right_name(name, payload[name], known)
         is_taken = right in arguments or right in (other for _, other, _ in found)
         if right in known and right != "payload" and not is_taken and (right != "kind" or meant == "command"):
             found.append((name, right, meant))

@@ -1,9 +1,11 @@
 """The full view of one task: its payload and settings, and everything that happened to it, in order."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from taskorch.domain.task import HIDDEN, Task
+from taskorch.domain.readiness import USUAL
+from taskorch.domain.task import HIDDEN, Retry, Task
 from taskorch.mcp.replies import CONCISE_BYTES, Reply, View, details, headline, quoted, task_facts
 from taskorch.mcp.wording import Facts, cut_bytes, cut_json, iso, present, visible
 from taskorch.storage.queries import History
@@ -20,6 +22,7 @@ def full_reply(task: Task, history: History, view: View, folder: str | None) -> 
         timeout_seconds=task.timeout_seconds,
         expires_at=task.expires_at and iso(task.expires_at),
         on_server_exit=task.on_server_exit,
+        retry=task.retry and _retry_facts(task.retry),
         interruptions=task.interruptions or None,
         paused=task.paused or None,
         depends_on=_others(history.depends_on),
@@ -38,6 +41,7 @@ def full_reply(task: Task, history: History, view: View, folder: str | None) -> 
     expires = f", expires {facts['expires_at']}" if task.expires_at else ""
     lines = [headline(task, facts, view), *details(task, facts), f"payload: {payload}", settings + labels + expires]
     lines += _order_lines(facts)
+    lines += [f"retry: {dumps(facts['retry'])}"] if task.retry else []
     lines += [f"output files: {folder}"] if folder else []
     lines += ["history:", f"  {iso(task.created_at)} created", *_history_lines(history)]
     return Reply("\n".join(lines), facts)
@@ -60,6 +64,12 @@ def _order_lines(facts: Facts) -> list[str]:
     if "dependents" in facts:
         lines.append(f"depend on it: {names(facts['dependents'])}")
     return lines
+
+
+def _retry_facts(policy: Retry) -> Facts:
+    """What is not as usual in it, by the names that it was given by."""
+    facts = {name: value for name, value in asdict(policy).items() if value != getattr(USUAL, name)}
+    return facts | {name: [*facts[name]] for name in ("on_exit", "fail_on_exit") if name in facts}
 
 
 def _payload(task: Task) -> Mapping[str, Any]:

@@ -240,8 +240,9 @@ class Resources:
         task = await service.queries.get(match[1])
         folder = output.attempt_folder(service.output_folder, task.id, task.attempt)
         if match[2]:
+            end = await service.queries.attempt(task, task.attempt)
             part = await anyio.to_thread.run_sync(output.read, folder)
-            return "text/plain", output_reply(task, task.attempt, part, None).text
+            return "text/plain", output_reply(task, task.attempt, part, None, end).text
         history = await service.queries.history(task)
         return "application/json", dumps(full_reply(task, history, await service.view([task]), None).facts)
 

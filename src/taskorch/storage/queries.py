@@ -27,8 +27,10 @@ TEXT = """coalesce(name, '') || ' ' ||
   iif(labels IS NULL, '', (SELECT group_concat(value, ' ') FROM json_each(labels))) || ' ' ||
   iif(error IS NULL, '', json_extract(error, '$.reason') || ' ' || json_extract(error, '$.message'))"""
 COUNTS = "SELECT status, priority, tasks FROM counts"
-ATTEMPTS = """SELECT attempt, owner, started_at, ended_at, outcome, reason, message, exit_code
-  FROM attempts WHERE task = ? ORDER BY attempt DESC LIMIT ?"""
+ATTEMPTS_OF = """SELECT attempt, owner, started_at, ended_at, outcome, reason, message, exit_code
+  FROM attempts WHERE task = ?"""
+ATTEMPT = f"{ATTEMPTS_OF} AND attempt = ?"
+ATTEMPTS = f"{ATTEMPTS_OF} ORDER BY attempt DESC LIMIT ?"
 # What a retry keeps of the life that it ended is for `lives`; the attempts tell it to people.
 EVENTS = """SELECT at, event, by, iif(event = 'retried', NULL, detail) AS detail
   FROM events WHERE task = ? ORDER BY id DESC LIMIT ?"""
@@ -159,6 +161,11 @@ class Queries:
     async def parents(self, task: Task) -> Collection[str]:
         """The ids of the tasks that it depends on."""
         return await self._database.read(lambda db: {row[0] for row in db.execute(PARENT_IDS, (task.seq,))})
+
+    async def attempt(self, task: Task, number: int) -> dict[str, Any]:
+        """What its history says of one attempt, whatever has come after it; empty when there is none."""
+        rows = await self._database.read(lambda db: _records(db, ATTEMPT, (task.seq, number)))
+        return rows[0] if rows else {}
 
     async def stats(self, now: int) -> Stats:
         return await self._database.read(lambda db: _stats(db, now))

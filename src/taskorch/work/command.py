@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from taskorch.domain.argv import as_list, is_line
 from taskorch.domain.errors import InvalidInput, readable, shown
+from taskorch.domain.readiness import NEVER_RETRIED
 from taskorch.domain.task import HIDDEN, Cancelled, Completed, Failed, Interrupted, Outcome, Reason, Task
 from taskorch.work import output, supervised
 from taskorch.work.attempt import Attempt, Ending, Remains, unbegun
@@ -30,7 +31,6 @@ ENV_BYTES = 65_536
 STOP_SECONDS = 0.5  # what an orderly server stop leaves a `stop` command after TERM
 PROGRESS_SECONDS = 0.5  # how often a command's output is looked at for what it says of its progress
 WAKE_SECONDS = 1.0  # after the time limit, how often a supervisor that should be gone is woken
-NEVER_RETRIED = (126, 127)  # not executable, not found: it would fail again
 
 
 def _plain(text: str) -> str:
