@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from taskorch.domain import readiness
-from taskorch.domain.task import Task
+from taskorch.domain.task import Retry, Task
 from taskorch.storage import database, schema, store
 from taskorch.work import command, peers, supervised, worker
 
 Action = Literal["kill", "stop", "lose"]  # `lose`: drop the own lock, then stop: others take over from a living server
 
 HUNG_SECONDS = 0.75  # instead of 120: less than a stopped server stays stopped
-BACKOFF_FIRST_MS = 100  # instead of 2,000
+FIRST_DELAY_SECONDS = 0.1  # of a retry, instead of 2
 STRAY_SECONDS = 1.0  # instead of 60
 
 
@@ -114,7 +114,7 @@ def wrap(owner: Any, name: str, before: Callable[..., None] | None = None, after
 
 def watch(victim: Victim) -> None:
     """Set the points and the journal's lines, and shorten what would make a run long."""
-    readiness.BACKOFF_FIRST_MS = BACKOFF_FIRST_MS
+    readiness.USUAL = Retry(first_delay_seconds=FIRST_DELAY_SECONDS)
     worker.HUNG_SECONDS = HUNG_SECONDS
     peers.STRAY_SECONDS = STRAY_SECONDS
     supervised.compiled_shim = lambda _: victim.part.folder / "shim.py"

@@ -57,7 +57,7 @@ def pipeline(folder: Path) -> list[dict[str, Any]]:
             "payload": {"argv": ["sh", "-c", STEP + script, name, str(folder), *results]},
             "depends_on": depends_on,
             "on_dependency_failure": POLICIES.get(name, "cancel"),
-            **({"max_attempts": 3} if name == "flaky" else {}),
+            **({"max_attempts": 3, "retry": {"first_delay_seconds": 0.05}} if name == "flaky" else {}),
         }
         for name, (depends_on, script, results) in STEPS.items()
     ]
