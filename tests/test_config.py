@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from taskorch.config import PREFIX, Settings, config_file, load_settings, unknown_keys, unknown_variables
+from taskorch.config import PREFIX, Settings, config_file, load_settings, unknown_keys, unknown_variables, variables
 from taskorch.domain.errors import readable
 
 
@@ -81,7 +81,7 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> No
 
 
 def test_a_misspelt_variable_is_found_and_what_commands_are_given_is_not() -> None:
-    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    known = variables()
     given_to_commands = ["TASKORCH_TASK_ID", "TASKORCH_ATTEMPT", "TASKORCH_IDEMPOTENCY_KEY"]
     found = unknown_variables([*known, *given_to_commands, "TASKORCH_CONCURENCY", "TASKORCH_", "PATH"])
     assert found == ["TASKORCH_", "TASKORCH_CONCURENCY"]

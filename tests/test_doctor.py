@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import taskorch
-from taskorch.cli import diagnosis, doctor, hosts
-from taskorch.cli.doctor import FAIL, OK, WARN, Check, State
+from taskorch.cli import diagnosis, doctor, hosts, runnable
+from taskorch.cli.check import FAIL, OK, WARN, Check, State
 from taskorch.storage import busy, place, schema
 from taskorch.work import machine
 
@@ -133,7 +133,7 @@ def test_the_command_prints_a_line_for_each_check_and_exits_with_0_when_nothing_
         ("ok", "settings      "),
         ("ok", "variables     "),
     ]
-    assert len(lines) == 16
+    assert len(lines) == 17
     assert last.endswith("to look at.") or last == "All is well."
 
 
@@ -232,7 +232,7 @@ def test_misspelt_variables_and_keys_are_named(state: Path, tmp_path: Path, monk
     ],
 )
 def test_allowed_commands_are_looked_for(allowed: str, state: State, said: str) -> None:
-    found, text, mend = doctor.commands(allowed)
+    found, text, mend = runnable.commands(allowed)
     assert (found, bool(mend)) == (state, state == WARN)
     assert text.startswith(said)
 
@@ -435,9 +435,9 @@ def test_a_clock_that_was_set_back_makes_nobody_younger_than_nothing(tmp_path: P
 
 
 def test_allowed_folders_are_looked_for(tmp_path: Path) -> None:
-    assert doctor.command_dirs("")[:2] == (State.OK, "commands may run in every folder")
-    assert doctor.command_dirs(str(tmp_path))[:2] == (State.OK, f"commands may run in or below {tmp_path}")
-    state, text, mend = doctor.command_dirs(f"{tmp_path},{tmp_path}/gone")
+    assert runnable.command_dirs("")[:2] == (State.OK, "commands may run in every folder")
+    assert runnable.command_dirs(str(tmp_path))[:2] == (State.OK, f"commands may run in or below {tmp_path}")
+    state, text, mend = runnable.command_dirs(f"{tmp_path},{tmp_path}/gone")
     assert (state, text) == (State.WARN, f"{tmp_path}/gone: no such folder")
     assert "TASKORCH_ALLOW_DIRS" in mend
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from taskorch.config import PREFIX, Settings
+from taskorch.config import PREFIX, TABLES, Settings, variables
+from taskorch.domain.recipe import Recipe
 from taskorch.domain.rules import MOVES
+from taskorch.domain.slot import Slot, Table
 from taskorch.domain.task import Phase, Retry, Status
 from taskorch.mcp.policies import RetryWish
 from taskorch.mcp.tools import TOOLS
@@ -185,13 +187,25 @@ def test_the_readme_has_a_row_for_each_tool_and_no_other() -> None:
 
 def test_the_readme_has_a_row_for_each_setting_and_no_other() -> None:
     named = [match[1] for row in rows("README.md") if (match := re.fullmatch(f"`({PREFIX}[A-Z_]+)`", row[0]))]
-    assert sorted(named) == sorted(PREFIX + name.upper() for name in Settings.model_fields)
+    assert sorted(named) == sorted(variables())
+    tables = [match[1] for row in rows("README.md") if (match := re.fullmatch(r"`\[([a-z]+)\.NAME\]`", row[0]))]
+    assert sorted(tables) == sorted(TABLES)
+    assert len(named) + len(tables) == len(Settings.model_fields)
+
+
+@pytest.mark.parametrize(("table", "keys"), [("argv", Recipe), ("type", Slot)])
+def test_the_document_of_recipes_has_a_row_for_each_key_and_no_other(table: str, keys: type[Table]) -> None:
+    """Its tables begin with `argv` and `type`, and one row may have two keys."""
+    told = [re.findall("`([a-z_]+)`", row[0]) for row in rows("docs/recipes.md")]
+    first = told.index([table])
+    own = told[first : told.index([], first) if [] in told[first:] else None]
+    assert sorted(name for names in own for name in names) == sorted(keys.model_fields)
 
 
 def test_the_readme_tells_the_defaults_of_the_settings() -> None:
     told = {row[0].strip("`"): row[1] for row in rows("README.md") if row[0].startswith(f"`{PREFIX}")}
     for name, setting in Settings.model_fields.items():
-        if name not in ("state_dir", "concurrency"):  # they depend on the machine
+        if name not in ("state_dir", "concurrency", *TABLES):  # they depend on the machine, or have no variable
             assert told[PREFIX + name.upper()] == str(setting.default or "empty")
 
 

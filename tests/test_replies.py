@@ -200,7 +200,7 @@ def test_the_full_view_is_bounded_whatever_the_history_holds() -> None:
     ]
     events = [{"at": NOW, "event": "updated", "by": "b" * 60, "detail": long}] * 50
     worst = settled(Failed(Reason.ERROR, long * 9, 1, False), payload={"a": "x" * 200_000}, name=NAMES[3])
-    reply = both(full_reply(worst, History(attempts, events), VIEW, "/folder"))
+    reply = both(full_reply(worst, worst.payload, History(attempts, events), VIEW, "/folder"))
     assert reply.facts["payload_bytes"] == 200_008
     assert reply.text_bytes <= 70_000 and reply.facts_bytes <= 75_000
 

@@ -57,6 +57,10 @@ def history() -> History:
     return History([start | end], [event])
 
 
+def _full(task: Task) -> Reply:
+    return full_reply(task, task.payload, history(), VIEW, "/state/output/t6/1")
+
+
 REPLIES: dict[str, Callable[[], Reply]] = {
     "created": lambda: task_reply(waiting(name="tests"), VIEW, "Created "),
     "created, scheduled": lambda: task_reply(waiting(run_at=NOW + 3_600_000), VIEW, "Created "),
@@ -68,8 +72,8 @@ REPLIES: dict[str, Callable[[], Reply]] = {
     "backoff": lambda: task_reply(ended(FAILURE, max_attempts=3), VIEW),
     "cancelled": lambda: task_reply(rules.cancel(waiting(), "cancelled by claude-code: not needed", NOW + 9), VIEW),
     "cancelling": lambda: task_reply(rules.cancel(working(), "cancelled by claude-code", NOW + 9), VIEW),
-    "full": lambda: full_reply(ended(FAILURE, name="tests", labels=("ci",)), history(), VIEW, "/state/output/t6/1"),
-    "full, with a policy": lambda: full_reply(ended(FAILURE, retry=POLICY, max_attempts=3), history(), VIEW, None),
+    "full": lambda: _full(ended(FAILURE, name="tests", labels=("ci",))),
+    "full, with a policy": lambda: _full(ended(FAILURE, retry=POLICY, max_attempts=3)),
     "list": lambda: list_reply(
         Page([under_way(), ended(FAILURE, name="tests", priority=Priority.HIGH)], COUNTS, False, 7), "c7", VIEW
     ),

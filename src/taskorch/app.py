@@ -21,6 +21,7 @@ from mcp.server.stdio import stdio_server
 from taskorch import __version__, parent
 from taskorch.config import Settings
 from taskorch.domain.errors import StoreError, TaskError
+from taskorch.domain.task import COMMAND
 from taskorch.mcp.answered import Answers, Asked
 from taskorch.mcp.protocol_tasks import serve_protocol_tasks
 from taskorch.mcp.resources import Resources
@@ -37,6 +38,7 @@ from taskorch.work.handlers import load_handlers
 from taskorch.work.housekeeping import Housekeeper
 from taskorch.work.peers import Peers, nobody_lives, refuse_foreign
 from taskorch.work.policy import Policy
+from taskorch.work.recipes import load_recipes
 from taskorch.work.results import Results
 from taskorch.work.worker import Worker
 
@@ -69,8 +71,11 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
     policy = Policy(settings.allow_commands, folders=settings.allow_dirs)
     command = Command(folder, policy, settings.pass_env, settings.grace_seconds, start or Path.cwd())
     command.max_attempts = settings.command_max_attempts
-    handlers: dict[str, Kind] = {**load_handlers(settings.handlers, settings.handler_max_attempts)}
-    claimable = handlers | ({"command": command} if command.policy.allows_any else {})
+    others: dict[str, Kind] = {
+        **load_handlers(settings.handlers, settings.handler_max_attempts),
+        **load_recipes(settings.recipes, command),
+    }
+    claimable = others | ({COMMAND: command} if command.policy.allows_any else {})
     await anyio.to_thread.run_sync(refuse_foreign, state / "servers")
     alone = partial(nobody_lives, state / "servers")
     async with open_database(state / "taskorch.db", alone, settings.allow_network_state) as database:
@@ -80,13 +85,13 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
             room = partial(_has_room, state)
             owner = await store.register(peers.uuid, os.getpid(), __version__, sorted(claimable))
             queries = Queries(database)
-            others = {"command": command}
             results = Results(queries.get_many, folder)
-            worker = Worker(store, peers, owner, claimable, settings.concurrency, others, room, results.fill)
+            taken_over = {COMMAND: command}
+            worker = Worker(store, peers, owner, claimable, settings.concurrency, taken_over, room, results.fill)
             service = Service(
                 store=store,
                 queries=queries,
-                kinds=handlers | {"command": command},
+                kinds=others | {COMMAND: command},
                 output_folder=folder,
                 version=__version__,
                 slots=settings.concurrency,

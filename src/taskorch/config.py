@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from platformdirs import user_config_path, user_state_path
-from pydantic import AfterValidator, Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
+from taskorch.domain import recipe
 from taskorch.domain.errors import shown
 
 PREFIX = "TASKORCH_"
+TABLES = frozenset({"recipes"})  # what only config.toml can say
 GIVEN_TO_COMMANDS = {"TASKORCH_TASK_ID", "TASKORCH_ATTEMPT", "TASKORCH_IDEMPOTENCY_KEY"}
 
 
@@ -34,7 +43,7 @@ def _folders(text: str) -> str:
 
 
 class Settings(BaseSettings):
-    """Each field is TASKORCH_ and its name in capitals, and a key of config.toml."""
+    """Each field is TASKORCH_ and its name in capitals, and a key of config.toml. TABLES are that alone."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", env_ignore_empty=True)
 
@@ -71,6 +80,7 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="what goes to stderr")] = (
         "WARNING"
     )
+    recipes: Annotated[recipe.Recipes, Field(description="commands that the operator has written, by name")] = {}
 
     @classmethod
     def settings_customise_sources(
@@ -81,7 +91,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file())
+        return init_settings, _Environment(settings_cls), TomlConfigSettingsSource(settings_cls, config_file())
+
+
+class _Environment(EnvSettingsSource):
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return (None, field_name, False) if field_name in TABLES else super().get_field_value(field, field_name)
 
 
 def config_file() -> Path:
@@ -96,12 +111,24 @@ def load_settings(**flags: Any) -> Settings:
     return Settings(**{name: value for name, value in flags.items() if value is not None})
 
 
+def variables() -> set[str]:
+    """The TASKORCH_ variables that are settings."""
+    return {PREFIX + name.upper() for name in Settings.model_fields.keys() - TABLES}
+
+
+def where_to_mend(error: ValidationError) -> str:
+    """Where a setting that is wrong has its place, as the end of a sentence."""
+    in_file = all(mistake["loc"][:1] and mistake["loc"][0] in TABLES for mistake in error.errors())
+    return f"in {config_file()}" if in_file else f"by flag, by {PREFIX}… or in {config_file()}"
+
+
 def unknown_variables(environment: Iterable[str]) -> list[str]:
     """TASKORCH_ variables that mean nothing: misspelt, most likely."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | GIVEN_TO_COMMANDS
+    known = variables() | GIVEN_TO_COMMANDS
     return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
 
 
 def unknown_keys() -> list[str]:
     """Keys of config.toml that mean nothing. Raises like `load_settings`."""
-    return sorted(TomlConfigSettingsSource(Settings, config_file()).toml_data.keys() - Settings.model_fields.keys())
+    found = TomlConfigSettingsSource(Settings, config_file()).toml_data
+    return sorted([*(found.keys() - Settings.model_fields.keys()), *recipe.unknown_keys(found.get("recipes"))])

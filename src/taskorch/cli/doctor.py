@@ -1,23 +1,28 @@
 """`taskorch doctor`: what may be wrong on this machine and how to mend it. Changes nothing, and needs no server."""
 
 import os
-import shutil
 import sqlite3
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from taskorch.cli import diagnosis, hosts
-from taskorch.config import PREFIX, Settings, config_file, load_settings, unknown_keys, unknown_variables
+from taskorch.cli import diagnosis, hosts, runnable
+from taskorch.cli.check import FAIL, OK, WARN, Check, Found
+from taskorch.config import (
+    PREFIX,
+    Settings,
+    config_file,
+    load_settings,
+    unknown_keys,
+    unknown_variables,
+    where_to_mend,
+)
 from taskorch.domain.errors import readable
 from taskorch.storage import busy, place, schema
-from taskorch.work.policy import Policy
 
 MIB = 2**20
 FEW_BYTES = 500 * MIB
@@ -25,26 +30,6 @@ FEW_BYTES = 500 * MIB
 OLDEST_PYTHON = (3, 11)
 MENDED_SQLITE = (3, 51, 3)  # the WAL-reset bug: two connections, a write and a checkpoint at one instant
 MENDED_BRANCHES = {(3, 50): 7, (3, 44): 6}
-
-
-class State(StrEnum):
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "FAIL"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of the report; `mend`: what to do, where something is to be done."""
-
-    name: str
-    state: State
-    text: str
-    mend: str = ""
-
-
-Found = tuple[State, str, str]  # state, text, mend
-OK, WARN, FAIL = State.OK, State.WARN, State.FAIL
 
 
 def diagnose(flags: Mapping[str, object]) -> tuple[Path, list[Check]]:
@@ -59,8 +44,9 @@ def diagnose(flags: Mapping[str, object]) -> tuple[Path, list[Check]]:
         "settings": lambda: wrong,
         "variables": lambda: variables(os.environ),
         "config keys": lambda: keys(unknown_keys()),
-        "commands": lambda: commands(settings.allow_commands),
-        "command dirs": lambda: command_dirs(settings.allow_dirs),
+        "commands": lambda: runnable.commands(settings.allow_commands),
+        "recipes": lambda: runnable.recipes(settings.recipes),
+        "command dirs": lambda: runnable.command_dirs(settings.allow_dirs),
         "folder": lambda: rights(folder),
         "file system": lambda: file_system(folder, settings.allow_network_state),
         "disk": lambda: disk(place.free_bytes(_nearest(folder))),
@@ -127,28 +113,6 @@ def keys(unknown: list[str]) -> Found:
     if unknown:
         return WARN, f"{', '.join(unknown)}: no such setting", f"Correct or remove it in {config_file()}."
     return OK, f"{config_file()} " + ("holds known keys only" if config_file().exists() else "is not there"), ""
-
-
-def command_dirs(allowed: str) -> Found:
-    roots = Policy("", folders=allowed).roots
-    missing = [root for root in roots if not os.path.isdir(root)]
-    if missing:
-        return WARN, f"{', '.join(missing)}: no such folder", f"Make it, or correct {PREFIX}ALLOW_DIRS."
-    return OK, f"commands may run in or below {', '.join(roots)}" if roots else "commands may run in every folder", ""
-
-
-def commands(allowed: str) -> Found:
-    policy = Policy(allowed)
-    if not policy.allows_any:
-        return OK, f"no program may run; {PREFIX}ALLOW_COMMANDS names those that may", ""
-    missing = [name for name in policy.names if name != "*" and shutil.which(name, path=policy.path) is None]
-    if missing:
-        return (
-            WARN,
-            f"{', '.join(missing)}: not found in PATH={policy.path}",
-            f"Install it, or name its absolute path in {PREFIX}ALLOW_COMMANDS; a host's PATH may differ from this one.",
-        )
-    return OK, "every program may run" if "*" in policy.names else f"{', '.join(policy.names)} may run", ""
 
 
 def rights(folder: Path) -> Found:
@@ -276,7 +240,7 @@ def _settings(flags: Mapping[str, object]) -> tuple[Settings, Found]:
     try:
         return load_settings(**flags), (OK, "sound", "")
     except ValidationError as error:
-        wrong = (FAIL, readable(error), f"Correct it: by flag, by {PREFIX}… or in {config_file()}.")
+        wrong = (FAIL, readable(error), f"Correct it {where_to_mend(error)}.")
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         wrong = (FAIL, f"{config_file()} cannot be read: {error}", "Correct the file.")
     named = flags.get("state_dir") or os.environ.get(f"{PREFIX}STATE_DIR")

@@ -15,7 +15,15 @@ from pydantic import ValidationError
 
 from taskorch import __version__, logs
 from taskorch.cli.hosts import HostName
-from taskorch.config import PREFIX, Settings, config_file, load_settings, unknown_keys, unknown_variables
+from taskorch.config import (
+    PREFIX,
+    Settings,
+    config_file,
+    load_settings,
+    unknown_keys,
+    unknown_variables,
+    where_to_mend,
+)
 from taskorch.domain.errors import StoreError, readable
 
 FAILED = 1
@@ -164,7 +172,7 @@ def _settings(flags: Mapping[str, object]) -> Settings:
     try:
         settings = load_settings(**flags)
     except ValidationError as error:
-        _refuse(f"a setting is wrong: {readable(error)} Set it by flag, by {PREFIX}… or in config.toml.")
+        _refuse(f"a setting is wrong: {readable(error)} Set it {where_to_mend(error)}.")
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         _refuse(f"{config_file()} cannot be read: {error}")
     logs.start(settings.log_level)

@@ -65,6 +65,23 @@ def with_argv(payload: Raw) -> Raw:
     return {name: value for name, value in payload.items() if name not in (programs[0], "args")} | {"argv": program}
 
 
+def plain(text: str) -> str:
+    """The text, if a program can be given it. Raises ValueError: NUL would end it, and a surrogate is no character."""
+    if found := re.search("[\x00\ud800-\udfff]", text):
+        raise ValueError(f"holds the character {found[0]!a}, which no program can be given")
+    return text
+
+
+def variables(value: Any) -> Any:
+    """The value, if it can be an environment. Raises ValueError that shows no values: they may be secrets."""
+    if not isinstance(value, dict):
+        raise ValueError("must be an object of names and strings")
+    for name, text in cast(dict[str, Any], value).items():
+        if not isinstance(text, str):
+            raise ValueError(f"{shown(name)} must be a string")
+    return cast(Any, value)
+
+
 def as_list(line: str, rest: Sequence[str] = ()) -> str:
     """A sentence that refuses a command line, with the call to make instead."""
     payload, when = {"argv": ["git", "fetch"]}, "Give a list"

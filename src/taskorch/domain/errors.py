@@ -86,7 +86,8 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
 
 
 def _sentence(mistake: ErrorDetails, where: str, known: Sequence[str]) -> str:
-    path = cut(".".join(str(part) for part in (*filter(None, [where]), *mistake["loc"]))) or "The arguments"
+    steps = [str(part) for part in mistake["loc"] if part != "[key]"]  # pydantic's word for a wrong name
+    path = cut(".".join([*filter(None, [where]), *steps])) or "The arguments"
     value, ctx = mistake["input"], mistake.get("ctx", {})
     match mistake["type"]:
         case "missing":
@@ -161,6 +162,7 @@ _LIMITS = {
     "less_than": "be less than {lt:.15g}",
     "less_than_equal": "be at most {le:.15g}",
     "string_too_short": "have {min_length} or more characters",
+    "string_pattern_mismatch": "match {pattern}",
     "string_too_long": "have at most {max_length} characters",
     "too_short": "have {min_length} or more items",
     "too_long": "have at most {max_length} items",

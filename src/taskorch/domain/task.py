@@ -13,6 +13,7 @@ OnDependencyFailure = Literal["cancel", "fail", "run"]
 CatchUp = Literal["once", "skip", "all"]
 Overlap = Literal["skip", "queue"]
 HIDDEN = "(hidden)"  # what replies show in the place of a value of a command's environment
+COMMAND, RECIPE = "command", "recipe:"  # the kind that runs any allowed program, and what kinds begin with that run one
 
 
 class Status(StrEnum):
@@ -180,9 +181,19 @@ class Task:
         return self.finished_at is not None
 
     @property
+    def is_command(self) -> bool:
+        """Whether its attempts are programs under a supervisor, with output files."""
+        return is_command(self.kind)
+
+    @property
     def label(self) -> str:
         """How a sentence names this task."""
         return f"{self.id} '{self.name}'" if self.name else self.id
+
+
+def is_command(kind: str) -> bool:
+    """Whether a kind runs programs: `command`, and every recipe."""
+    return kind == COMMAND or kind.startswith(RECIPE)
 
 
 BLANK = Task(
@@ -279,6 +290,15 @@ class Kind(Protocol):
         """The default; the task may say otherwise."""
         ...
 
+    @property
+    def timeout_seconds(self) -> float | None:
+        """The default limit of one attempt, None for the server's; the task may say otherwise."""
+        ...
+
     def check(self, payload: Mapping[str, Any]) -> None:
         """Raise InvalidInput when the kind could not run that payload."""
+        ...
+
+    def shown(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The payload as replies may show it: they are passed on, and what is secret has no place in them."""
         ...

@@ -9,7 +9,7 @@ import anyio.to_thread
 
 from taskorch.domain import references
 from taskorch.domain.errors import InvalidInput, did_you_mean, shown
-from taskorch.domain.task import Kind, NewTask, Priority, Status, Task
+from taskorch.domain.task import RECIPE, Kind, NewTask, Priority, Status, Task
 from taskorch.mcp import arguments as args
 from taskorch.mcp import links
 from taskorch.mcp.health import stats_reply
@@ -74,8 +74,9 @@ async def get_task(service: Service, call: Call, a: args.GetTask) -> Reply:
     if a.detail == "concise":
         return task_reply(task, view)
     folder = str(output.attempt_folder(service.output_folder, task.id, task.attempt))
-    has_output = task.kind == "command" and task.attempt > 0
-    return full_reply(task, await service.queries.history(task), view, folder if has_output else None)
+    has_output = task.is_command and task.attempt > 0
+    history = await service.queries.history(task)
+    return full_reply(task, service.shown(task), history, view, folder if has_output else None)
 
 
 async def update_task(service: Service, call: Call, a: args.UpdateTask) -> Reply:
@@ -185,7 +186,7 @@ def new_task(service: Service, a: args.TaskWish) -> NewTask:
         name=a.name,
         priority=Priority[a.priority.upper()],
         max_attempts=max_attempts,
-        timeout_seconds=a.timeout_seconds or service.timeout_seconds,
+        timeout_seconds=a.timeout_seconds or kind.timeout_seconds or service.timeout_seconds,
         run_at=run_at,
         expires_at=a.expires_at,
         on_server_exit=a.on_server_exit or service.on_server_exit,
@@ -210,7 +211,8 @@ def _check_payload(kind: Kind, payload: Mapping[str, Any]) -> None:
 def _kind(service: Service, name: str) -> Kind:
     if name not in service.kinds:
         known = sorted(service.kinds)
-        raise InvalidInput(f"Unknown kind {shown(name)}.{did_you_mean(name, known)} Use one of: {', '.join(known)}.")
+        near = did_you_mean(RECIPE + name, known) if RECIPE + name in known else did_you_mean(name, known)
+        raise InvalidInput(f"Unknown kind {shown(name)}.{near} Use one of: {', '.join(known)}.")
     return service.kinds[name]
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import anyio.to_thread
 
 from taskorch.domain.errors import InvalidInput, shown
-from taskorch.domain.task import Reason, Status, Task
+from taskorch.domain.task import COMMAND, Reason, Status, Task
 from taskorch.mcp.arguments import DAY_SECONDS, DAYS
 from taskorch.mcp.moments import duration
 from taskorch.mcp.replies import CONCISE_BYTES, View, error_facts, error_text, headline, next_call, task_facts
@@ -34,7 +34,7 @@ ADVICE = {
     Reason.TIMEOUT: "It ran into timeout_seconds: give a new task more time, or make its work smaller.",
     Reason.WORKER_LOST: "The server died at it. If it is safe to repeat, retry it.",
     Reason.POISON: "Servers stopped at it again and again: find out what stops them before it runs once more.",
-    Reason.SPAWN_ERROR: "The program could not be started: look at argv[0] and cwd in the payload.",
+    Reason.SPAWN_ERROR: "The program could not be started: look at its program and its cwd.",
     Reason.NOT_ALLOWED: "The program is not on the user's list: ask the user, do not look for a way round.",
     Reason.EXPIRED: "It did not start before expires_at: no server ran, or others came first.",
     Reason.INVALID_PAYLOAD: "Its kind does not take this payload: create it anew with a right one.",
@@ -90,15 +90,15 @@ async def plan_pipeline(service: Service, goal: str) -> str:
     kinds = sorted((await service.view()).kinds)
     commands = (
         'a command: payload={"argv": ["git", "fetch"], "cwd": "/absolute"}, an argument list, never a shell line'
-        if "command" in kinds
+        if COMMAND in kinds
         else "no program may run here yet: ask me to set TASKORCH_ALLOW_COMMANDS"
     )
-    handlers = ", ".join(kind for kind in kinds if kind != "command")
+    others = ", ".join(kind for kind in kinds if kind != COMMAND)
     return f"""\
 Break this goal into background tasks of taskorch. Show me the plan first; carry it out when I agree.
 Goal: {_asked(goal)}
 
-- One create_tasks call makes all steps: {commands}; or a handler's kind: {cut_bytes(handlers, 200) or "none here"}.
+- One create_tasks call makes all steps: {commands}; or of another kind: {cut_bytes(others, 200) or "none here"}.
 - Give each step a ref, and depends_on=["ref", ...] where it needs others: it starts when they have completed. If one \
 fails, what depends on it is cancelled; on_dependency_failure="run" lets it start all the same (to clean up, to report).
 - A step hands on files, or its result: {{"$result": "ref"}} as a whole value in a later payload, of a command its \
@@ -199,7 +199,7 @@ async def _last_output(service: Service, task: Task, left: int) -> list[str]:
 
 def _steps(task: Task, view: View) -> list[str]:
     more = f'More: get_task(task_id="{task.id}", detail="full") has payload and history'
-    if task.kind == "command" and task.attempt:
+    if task.is_command and task.attempt:
         more += f'; get_task_output(task_id="{task.id}", grep="error") finds lines'
         more += ", attempt=1 reads the first attempt's" if task.attempt > 1 else ""
     if task.status is not Status.FAILED:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from taskorch.domain.readiness import USUAL
-from taskorch.domain.task import HIDDEN, Retry, Task
+from taskorch.domain.task import Retry, Task
 from taskorch.mcp.replies import CONCISE_BYTES, Reply, View, details, headline, quoted, task_facts
 from taskorch.mcp.wording import Facts, cut_bytes, cut_json, iso, present, visible
 from taskorch.storage.queries import History
@@ -15,8 +15,8 @@ FULL_BYTES = 16_384  # of a payload, a result, an error's message
 NAME_BYTES = 44  # of another task's name
 
 
-def full_reply(task: Task, history: History, view: View, folder: str | None) -> Reply:
-    """The concise answer and the rest. `folder`: where the attempt's output files lie."""
+def full_reply(task: Task, payload: Mapping[str, Any], history: History, view: View, folder: str | None) -> Reply:
+    """The concise answer and the rest. `payload`: as it may be shown; `folder`: where the output files lie."""
     facts = task_facts(task, view, FULL_BYTES) | present(
         labels=list(task.labels) or None,
         timeout_seconds=task.timeout_seconds,
@@ -31,15 +31,15 @@ def full_reply(task: Task, history: History, view: View, folder: str | None) -> 
         cancel_requested_at=task.cancel_requested_at and iso(task.cancel_requested_at),
         updated_at=iso(task.updated_at),
         output_folder=folder,
-        **cut_json("payload", _payload(task), FULL_BYTES),
+        **cut_json("payload", payload, FULL_BYTES),
         attempts=[_attempt_facts(row) for row in history.attempts] or None,
         events=[_event_facts(row) for row in history.events] or None,
     )
     settings = f"timeout {task.timeout_seconds:g} s, on server exit: {task.on_server_exit}"
     labels = f", labels: {', '.join(task.labels)}" if task.labels else ""
-    payload = facts["payload"] if "payload_bytes" in facts else dumps(facts["payload"])
+    said = facts["payload"] if "payload_bytes" in facts else dumps(facts["payload"])
     expires = f", expires {facts['expires_at']}" if task.expires_at else ""
-    lines = [headline(task, facts, view), *details(task, facts), f"payload: {payload}", settings + labels + expires]
+    lines = [headline(task, facts, view), *details(task, facts), f"payload: {said}", settings + labels + expires]
     lines += _order_lines(facts)
     lines += [f"retry: {dumps(facts['retry'])}"] if task.retry else []
     lines += [f"output files: {folder}"] if folder else []
@@ -70,12 +70,6 @@ def _retry_facts(policy: Retry) -> Facts:
     """What is not as usual in it, by the names that it was given by."""
     facts = {name: value for name, value in asdict(policy).items() if value != getattr(USUAL, name)}
     return facts | {name: [*facts[name]] for name in ("on_exit", "fail_on_exit") if name in facts}
-
-
-def _payload(task: Task) -> Mapping[str, Any]:
-    """The payload, but of a command's environment only the names: values may be secrets, and replies are passed on."""
-    env = task.payload.get("env")
-    return {**task.payload, "env": dict.fromkeys(env, HIDDEN)} if task.kind == "command" and env else task.payload
 
 
 def _attempt_facts(row: Mapping[str, Any]) -> Facts:

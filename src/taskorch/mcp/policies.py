@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo
 from taskorch.domain import argv
 from taskorch.domain.errors import InvalidInput, readable, shown
 from taskorch.domain.readiness import NEVER_RETRIED, TRY_AGAIN, USUAL
-from taskorch.domain.task import Kind, Retry
+from taskorch.domain.task import Kind, Retry, is_command
 from taskorch.mcp.aliases import right_name
 from taskorch.mcp.arguments import DAY_SECONDS, Arguments, TaskWish
 from taskorch.mcp.moments import duration, number, seconds
@@ -76,7 +76,7 @@ def given_policy(wish: TaskWish, kind: Kind) -> tuple[Retry | None, int]:
     given = {name: value for name, value in raw.items() if value is not None or name not in RetryWish.model_fields}
     if not given:
         return None, wish.max_attempts or kind.max_attempts
-    ends_with_code = wish.kind == "command" or wish.kind.startswith("recipe:")
+    ends_with_code = is_command(wish.kind)
     policy = _policy(_parsed(given), wish.kind if not ends_with_code else None)
     most = STARTS if ends_with_code and kind.max_attempts == 1 else kind.max_attempts
     return (None if policy == USUAL else policy), wish.max_attempts or most

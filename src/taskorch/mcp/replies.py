@@ -161,7 +161,7 @@ def output_reply(
 
 
 def _why_nothing(task: Task, attempt: int) -> str | None:
-    if task.kind != "command":
+    if not task.is_command:
         return f'only commands write output; see get_task(task_id="{task.id}")'
     return None if attempt else "it has not started"
 
@@ -177,12 +177,12 @@ def next_call(task: Task, view: View) -> str | None:
             return f'retry_task(task_id="{cause}")'
         case Status.FAILED if task.error and task.error.reason in SILENT:
             return f'get_task(task_id="{task.id}", detail="full")'
-        case Status.FAILED if task.kind == "command" and task.attempt:
+        case Status.FAILED if task.is_command and task.attempt:
             return f'get_task_output(task_id="{task.id}")'
         case Status.FAILED | Status.CANCELLED:
             return f'retry_task(task_id="{task.id}")'
         case _:
-            return f'get_task_output(task_id="{task.id}")' if task.kind == "command" else None
+            return f'get_task_output(task_id="{task.id}")' if task.is_command else None
 
 
 def _cause(error: Error) -> str | None:

@@ -244,7 +244,8 @@ class Resources:
             part = await anyio.to_thread.run_sync(output.read, folder)
             return "text/plain", output_reply(task, task.attempt, part, None, end).text
         history = await service.queries.history(task)
-        return "application/json", dumps(full_reply(task, history, await service.view([task]), None).facts)
+        view = await service.view([task])
+        return "application/json", dumps(full_reply(task, service.shown(task), history, view, None).facts)
 
 
 def _listed(task: Task) -> mt.Resource:

@@ -37,7 +37,8 @@ false, or do something else meanwhile) -> get_task_output for what a command wro
 
 kind "command" runs a program: payload {"argv": ["git", "fetch"]}; an argument list, never a shell line. Which
 programs may run is the user's setting; a refusal names the line to add: ask the user, do not look for a way round.
-Other kinds are Python handlers; get_stats lists them.
+Other kinds are Python handlers, and recipes: commands that the user has prepared, "recipe:NAME", which take only what
+a task may choose. get_stats lists all kinds; a wrong payload is answered with what its kind takes.
 
 A failed attempt is retried with growing pauses while attempts are left (command: 1, handlers: 3, or max_attempts).
 A started command goes on when the host closes, and the next server takes it over; a waiting task starts when a

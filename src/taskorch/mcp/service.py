@@ -4,12 +4,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
 
 from taskorch.domain.errors import NotFound
-from taskorch.domain.task import Kind, OnServerExit, Status, Task
+from taskorch.domain.task import HIDDEN, Kind, OnServerExit, Status, Task
 from taskorch.mcp.replies import View
 from taskorch.mcp.waits import TAIL_BYTES, TAILS, Tail
 from taskorch.storage.ids import FULL_ID, undressed
@@ -45,6 +46,12 @@ class Service:
         """What replies need to know of this moment, to tell of these tasks why they wait."""
         now = await self.queries.situation([task for task in tasks if task.blocked])
         return View(self.store.now(), now.kinds, self.wait_cap_seconds, now.waits)
+
+    def shown(self, task: Task) -> Mapping[str, Any]:
+        """The payload as replies may show it: of a recipe that this server does not know, the names alone."""
+        if kind := self.kinds.get(task.kind):
+            return kind.shown(task.payload)
+        return dict.fromkeys(task.payload, HIDDEN) if task.is_command else task.payload
 
     async def stored(self, references: Sequence[str]) -> tuple[list[str], list[str]]:
         """The ids that are meant, each once, and the full ids that are no longer stored.
@@ -97,7 +104,7 @@ class Service:
 
     async def tails(self, tasks: Sequence[Task]) -> dict[str, Tail]:
         """The last output of commands that have started, a fair share of the reply each; the first few are enough."""
-        commands = [task for task in tasks if task.kind == "command" and task.attempt > 0][:TAILS]
+        commands = [task for task in tasks if task.is_command and task.attempt > 0][:TAILS]
         share = (TAIL_BYTES // max(1, len(commands)) - 64) * 3 // 4  # what `read` makes TAIL_BYTES of, at most
         return await anyio.to_thread.run_sync(
             lambda: {task.id: _tail(self.output_folder, task, share) for task in commands}

@@ -16,7 +16,8 @@ IN_TIME = "status = 'waiting' AND ready = 0 AND paused = 0 AND blocked = 0 AND h
 DUE = f"{SELECT} WHERE {IN_TIME} AND run_at <= ? LIMIT ?"
 EXPIRED = f"{SELECT} WHERE status = 'waiting' AND expires_at IS NOT NULL AND expires_at <= ? LIMIT ?"
 STRANDED = f"""{SELECT} WHERE {IN_TIME} AND run_at > ? AND error IS NOT NULL AND updated_at > ?
-  AND run_at - updated_at <= max({readiness.BACKOFF_CAP_MS}, 1000 * coalesce(json_extract(retry, '$.max_delay_seconds'), 0)) LIMIT {BATCH}"""
+  AND run_at - updated_at <=
+    max({readiness.BACKOFF_CAP_MS}, 1000 * coalesce(json_extract(retry, '$.max_delay_seconds'), 0)) LIMIT {BATCH}"""
 NEXT_DUE = f"""SELECT min(at) FROM (
   SELECT min(run_at) AS at FROM tasks WHERE {IN_TIME}
   UNION ALL SELECT min(expires_at) FROM tasks WHERE status = 'waiting' AND expires_at IS NOT NULL)"""

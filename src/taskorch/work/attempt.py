@@ -1,10 +1,10 @@
 """What a kind sees of the work it runs: one attempt, how it may be asked to end, and what it may leave behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum, IntEnum, auto
 from typing import Protocol
 
-from taskorch.domain.task import Cancelled, Failed, Interrupted, Outcome, Progress, Reason, Task
+from taskorch.domain.task import COMMAND, Cancelled, Failed, Interrupted, Outcome, Progress, Reason, Task
 from taskorch.domain.task import Kind as TaskKind
 
 
@@ -103,3 +103,8 @@ class Kind(TaskKind, Protocol):
     async def inspect(self, task: Task) -> Remains:
         """What is left of an attempt whose server died."""
         ...
+
+
+def kind_of(task: Task, known: Mapping[str, Kind]) -> Kind | None:
+    """What can run a task, or take it over: for that, a recipe that is not known is a command like any other."""
+    return known.get(task.kind) or (known.get(COMMAND) if task.is_command else None)

@@ -1,19 +1,19 @@
-"""The `command` kind: which programs may run, how an attempt is started, followed, ended and adopted."""
+"""The `command` kind: what may run, and how an attempt of it or of a recipe is started, followed, ended and adopted."""
 
 import os
-import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from errno import EACCES, EAGAIN, ENOENT, ENOMEM, EXDEV
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import anyio
 import anyio.to_thread
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from taskorch.domain.argv import as_list, is_line
+from taskorch.domain.argv import as_list, is_line, plain, variables
 from taskorch.domain.errors import InvalidInput, readable, shown
 from taskorch.domain.readiness import NEVER_RETRIED
 from taskorch.domain.task import HIDDEN, Cancelled, Completed, Failed, Interrupted, Outcome, Reason, Task
@@ -33,29 +33,13 @@ PROGRESS_SECONDS = 0.5  # how often a command's output is looked at for what it 
 WAKE_SECONDS = 1.0  # after the time limit, how often a supervisor that should be gone is woken
 
 
-def _plain(text: str) -> str:
-    if found := re.search("[\x00\ud800-\udfff]", text):  # NUL would end an argument, and begin a record of the order
-        raise ValueError(f"holds the character {found[0]!a}, which no program can be given")
-    return text
-
-
-def _env(value: Any) -> Any:
-    """Refuse what is no environment without showing its values: they may be secrets."""
-    if not isinstance(value, dict):
-        raise ValueError("must be an object of names and strings")
-    for name, text in cast(dict[str, Any], value).items():
-        if not isinstance(text, str):
-            raise ValueError(f"{shown(name)} must be a string")
-    return cast(Any, value)
-
-
 def _list(value: Any) -> Any:
     if isinstance(value, str) and is_line(value):
         raise ValueError(f"is wrong: {as_list(value).removesuffix('.')}")
     return value
 
 
-Text = Annotated[str, AfterValidator(_plain)]
+Text = Annotated[str, AfterValidator(plain)]
 
 
 class CommandPayload(BaseModel):
@@ -64,14 +48,27 @@ class CommandPayload(BaseModel):
     model_config = ConfigDict(extra="forbid")
     argv: Annotated[list[Text], Field(min_length=1, max_length=1024), BeforeValidator(_list)]
     cwd: Text | None = None
-    env: Annotated[dict[Text, Text], BeforeValidator(_env)] = {}
+    env: Annotated[dict[Text, Text], BeforeValidator(variables)] = {}
     stdin: Text | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a payload asks for, checked: the program's path, arguments, folder, `roots` as in an Order, variables."""
+
+    program: str
+    argv: list[str]
+    cwd: str
+    roots: tuple[str, ...]
+    env: dict[str, str]
+    stdin: str | None
 
 
 class Command:
     """The kind. `folder`: where attempts keep their files, one folder each; `start`: where commands run by default."""
 
     max_attempts = 1  # a command that a model wrote is seldom safe to repeat; it survives restarts by its shim instead
+    timeout_seconds: float | None = None
     in_process = False
 
     def __init__(self, folder: Path, policy: Policy, pass_env: str, grace_seconds: float, start: Path) -> None:
@@ -79,20 +76,28 @@ class Command:
         self._folder = folder
         self._passed = frozenset(parts(pass_env))
         self._grace_seconds = grace_seconds
-        self._start = Path.home() if start == Path("/") else start
+        self.start = str(Path.home() if start == Path("/") else start)
         self._cache = folder.parent / "cache"
 
     def check(self, payload: Mapping[str, Any]) -> None:
         """Raise InvalidInput when the payload is malformed or its program may not run here, now."""
-        self._parse(payload)
+        self._wanted(payload)
+
+    def shown(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        env = payload.get("env")
+        return {**payload, "env": dict.fromkeys(env, HIDDEN)} if env else payload
 
     async def run(self, attempt: Attempt) -> Outcome | None:
+        return await self.carry_out(attempt, self._wanted)
+
+    async def carry_out(self, attempt: Attempt, wanted: Callable[[Mapping[str, Any]], Wanted]) -> Outcome | None:
+        """Run what `wanted` makes of the task's payload, or go on with it. `wanted` may raise InvalidInput."""
         task = attempt.task
         folder = self.attempt_folder(task)
         if attempt.adopted:
             return await self._go_on(attempt, Supervised.attach(folder))
         try:
-            order = self._order(task)
+            order = self._order(task, wanted(task.payload))
             _make_folder(folder)
             shim = await Supervised.start(folder, supervised.compiled_shim(self._cache))
         except NotAllowed as error:
@@ -236,32 +241,30 @@ class Command:
 
     # What to run.
 
-    def _order(self, task: Task) -> Order:
-        payload, program, cwd = self._parse(task.payload)
+    def _order(self, task: Task, wanted: Wanted) -> Order:
         return Order(
-            program=program,
-            argv=tuple(payload.argv),
-            cwd=cwd,
-            roots=self.policy.roots,
-            env=self._environment(task, payload),
-            stdin=payload.stdin,
+            program=wanted.program,
+            argv=tuple(wanted.argv),
+            cwd=wanted.cwd,
+            roots=wanted.roots,
+            env=self._environment(task, wanted.env),
+            stdin=wanted.stdin,
             timeout_seconds=task.timeout_seconds,
             grace_seconds=self._grace_seconds,
             on_server_exit=task.on_server_exit,
         )
 
-    def _parse(self, raw: Mapping[str, Any]) -> tuple[CommandPayload, str, str]:
-        """The payload, the program's path, and the folder's."""
+    def _wanted(self, raw: Mapping[str, Any]) -> Wanted:
         try:
             payload = CommandPayload.model_validate(raw)
         except ValidationError as error:
             raise InvalidInput(readable(error, "payload", [*CommandPayload.model_fields])) from None
         self._check_env(payload.env)
-        program = self.policy.program(payload.argv[0])
-        if payload.cwd is None and not self.policy.roots:
-            return payload, program, str(self._start)
-        given = (str(self._start), "The server's own folder") if payload.cwd is None else (payload.cwd, "payload.cwd")
-        return payload, program, self.policy.folder(*given)
+        program, cwd, roots = self.policy.program(payload.argv[0]), self.start, self.policy.roots
+        if payload.cwd is not None or roots:
+            given = (self.start, "The server's own folder") if payload.cwd is None else (payload.cwd, "payload.cwd")
+            cwd = self.policy.folder(*given)
+        return Wanted(program, payload.argv, cwd, roots, payload.env, payload.stdin)
 
     def _check_env(self, env: Mapping[str, str]) -> None:
         if (size := sum(len(text.encode()) for pair in env.items() for text in pair)) > ENV_BYTES:
@@ -277,11 +280,11 @@ class Command:
                     f"If the user wants it, they set TASKORCH_PASS_ENV={name}."
                 )
 
-    def _environment(self, task: Task, payload: CommandPayload) -> dict[str, str]:
+    def _environment(self, task: Task, given: Mapping[str, str]) -> dict[str, str]:
         names = [name for name in os.environ if name in PASSED or name.startswith("LC_") or name in self._passed]
         return {
             **{name: os.environ[name] for name in names},
-            **payload.env,
+            **given,
             "TASKORCH_TASK_ID": task.id,
             "TASKORCH_ATTEMPT": str(task.attempt),
             "TASKORCH_IDEMPOTENCY_KEY": task.id,

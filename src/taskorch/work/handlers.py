@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from taskorch.domain.errors import InvalidInput, NonRetryable, RetryAfter, readable
-from taskorch.domain.task import Cancelled, Completed, Failed, Interrupted, Outcome, Progress, Reason, Task
+from taskorch.domain.task import Cancelled, Completed, Failed, Interrupted, Outcome, Progress, Reason, Task, is_command
 from taskorch.storage.rows import dumps
 from taskorch.work.attempt import Attempt, Ending, Remains
 
@@ -66,6 +66,7 @@ class Handler:
     """
 
     in_process = True
+    timeout_seconds: float | None = None
 
     def __init__(self, function: Callable[..., Any], max_attempts: int = MAX_ATTEMPTS) -> None:
         self.max_attempts = max_attempts
@@ -84,6 +85,9 @@ class Handler:
     def check(self, payload: Mapping[str, Any]) -> None:
         """Raise InvalidInput when the function's annotation does not accept the payload."""
         self._parse(payload)
+
+    def shown(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        return payload
 
     async def run(self, attempt: Attempt) -> Outcome | None:
         try:
@@ -150,7 +154,7 @@ def handler(name: str, *, max_attempts: int | None = None) -> Callable[[Function
     """
 
     def register(function: Function) -> Function:
-        if name in _REGISTERED or name == "command":
+        if name in _REGISTERED or is_command(name):
             raise ValueError(f"the kind {name!r} is taken")
         Handler(function)  # a signature that cannot be called is an error where it is written
         _REGISTERED[name] = (function, max_attempts)

@@ -7,9 +7,9 @@ from taskorch.domain.argv import as_list, is_line
 from taskorch.domain.errors import InvalidInput, shown
 
 IN_SHELLS = {  # programs that are none: shells do these themselves
-    "cd": " Shells alone have cd: give the folder as payload.cwd.",
-    "export": " Shells alone have export: give variables as payload.env.",
-    "source": " Shells alone have source: give variables as payload.env.",
+    "cd": " Shells alone have cd: give the folder as cwd.",
+    "export": " Shells alone have export: give variables as env.",
+    "source": " Shells alone have source: give variables as env.",
 }
 
 
@@ -41,18 +41,9 @@ class Policy:
         found = self._find(name)
         if found is None and is_line(name):
             raise InvalidInput(f"payload.argv[0] is more than a program. {as_list(name)}")
-        if "/" in name and not name.startswith("/"):
-            raise InvalidInput(
-                f"payload.argv[0] {shown(name)} is a relative path; use a bare name or an absolute path."
-            )
-        if not self.names:
+        if not self.names and not _is_relative(name):
             raise NotAllowed(self._refusal(name))
-        if found is None:
-            where = "it does not exist or is not executable" if "/" in name else f"not found in PATH={self.path}"
-            raise InvalidInput(
-                f"payload.argv[0] {shown(name)}: {where}. Name an installed program or its absolute path."
-                f"{IN_SHELLS.get(name, '')}"
-            )
+        found = self.locate(name, "payload.argv[0]")
         if "*" not in self.names and found not in self._files:
             raise NotAllowed(self._refusal(found if name in self.names else name))
         return found
@@ -66,15 +57,37 @@ class Policy:
             raise InvalidInput(f"{what} {shown(path)} is relative; use an absolute path.")
         if not os.path.isdir(path):
             raise InvalidInput(f"{what} {shown(path)} is not a folder; use one that exists.")
+        return self.below(path, what, "cwd")
+
+    def below(self, path: str, what: str, noun: str) -> str:
+        """Where an absolute path really leads. Raises NotAllowed when that is neither in nor below an allowed folder.
+
+        `what` is its name in the error, and `noun` what to use instead.
+        """
         real = os.path.realpath(path)
         if self.roots and not any(is_below(real, root) for root in self.roots):
             led = "" if real == path else f" (really {shown(real)})"
+            folder = real if os.path.isdir(real) else os.path.dirname(real)
+            line = ",".join([*self.roots, folder])
             raise NotAllowed(
                 f"{what} {shown(path)}{led} is not allowed: on this server commands run below "
-                f"{' or '.join(self.roots)}. Use a cwd there, or ask the user to set "
-                f"TASKORCH_ALLOW_DIRS={','.join([*self.roots, real])} in the environment of taskorch and to restart it."
+                f"{' or '.join(self.roots)}. Use a {noun} there, or ask the user to set "
+                f"TASKORCH_ALLOW_DIRS={line} in the environment of taskorch and to restart it."
             )
         return real
+
+    def locate(self, name: str, what: str) -> str:
+        """The absolute path of a program, on the list or not; `what` is its name in an error. Raises InvalidInput."""
+        if _is_relative(name):
+            raise InvalidInput(f"{what} {shown(name)} is a relative path; use a bare name or an absolute path.")
+        found = self._find(name)
+        if found is None:
+            where = "it does not exist or is not executable" if "/" in name else f"not found in PATH={self.path}"
+            raise InvalidInput(
+                f"{what} {shown(name)}: {where}. Name an installed program or its absolute path."
+                f"{IN_SHELLS.get(name, '')}"
+            )
+        return found
 
     def _find(self, name: str) -> str | None:
         found = shutil.which(name, path=self.path)
@@ -92,6 +105,10 @@ class Policy:
 def parts(text: str) -> list[str]:
     """The parts of a comma-separated setting."""
     return [part for part in map(str.strip, text.split(",")) if part]
+
+
+def _is_relative(name: str) -> bool:
+    return "/" in name and not name.startswith("/")
 
 
 def is_below(path: str, root: str) -> bool:

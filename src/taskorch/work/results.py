@@ -10,7 +10,7 @@ import anyio.to_thread
 from taskorch.domain import references
 from taskorch.domain.errors import InvalidInput
 from taskorch.domain.references import FILLED_BYTES, Reference
-from taskorch.domain.task import Failed, Outcome, Reason, Status, Task, with_values
+from taskorch.domain.task import COMMAND, Failed, Outcome, Reason, Status, Task, with_values
 from taskorch.storage.rows import dumps
 from taskorch.work import output
 from taskorch.work.attempt import Attempt
@@ -42,7 +42,7 @@ class Results:
     def _filled(self, task: Task, tasks: dict[str, Task]) -> dict[str, Any]:
         def value(reference: Reference) -> Any:
             found = self._value(reference, tasks.get(reference.task))
-            return found if isinstance(found, str) or task.kind != "command" else dumps(found)  # programs take texts
+            return found if isinstance(found, str) or task.kind != COMMAND else dumps(found)  # programs take texts
 
         payload = references.filled(task.payload, value)
         if (size := len(dumps(payload).encode("utf-8", "replace"))) > FILLED_BYTES:
@@ -57,7 +57,7 @@ class Results:
             raise InvalidInput(f"{reference.task}, whose result it takes, is no longer stored.")
         if not task.ended:
             raise InvalidInput(f"{reference.task}, whose result it takes, is {task.status}.")
-        if task.kind == "command":
+        if task.is_command:
             return references.part(self._left_by(task, reference), reference)
         if task.status is Status.COMPLETED:
             return references.part(task.result, reference)

@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from taskorch.domain.errors import StoreError
 from taskorch.domain.task import Failed, Interrupted, Outcome, Reason, Status, Task
 from taskorch.storage.store import Change, Peer, Store
-from taskorch.work.attempt import Attempt, Ending, Kind, Remains, left_as, ready, unbegun
+from taskorch.work.attempt import Attempt, Ending, Kind, Remains, kind_of, left_as, ready, unbegun
 from taskorch.work.pace import Pace
 from taskorch.work.peers import Peers
 from taskorch.work.settler import LOST, Settler
@@ -126,7 +126,8 @@ class Worker:
         return None
 
     async def _attempt(self, task: Task, adopted: bool = False) -> None:
-        kind = self._known[task.kind]
+        kind = kind_of(task, self._known)
+        assert kind
         attempt = Attempt(task, self._note_progress, adopted)
         key = task.id, task.attempt
         self._attempts[key] = attempt
@@ -288,7 +289,7 @@ class Worker:
     async def _take_in(self, peer: Peer, slots: TaskGroup) -> None:
         """Settle the commands of a frozen server that have ended; it cannot. What still runs stays its own."""
         for task in await self._store.held_by(peer.owner):
-            kind = self._known.get(task.kind)
+            kind = kind_of(task, self._known)
             if kind and kind.has_ended(task) and (mine := await self._store.adopt(task, self._owner)):
                 slots.start_soon(self._attempt, mine, True)
 
@@ -305,8 +306,7 @@ class Worker:
     async def _take_over(self, peer: Peer, slots: TaskGroup) -> None:
         """Settle or adopt all that a dead server held, then forget it. Others may do the same: rows are fenced."""
         for task in await self._store.held_by(peer.owner):
-            kind = self._known.get(task.kind)
-            remains = await kind.inspect(task) if kind else Remains.NOTHING
+            remains = await kind.inspect(task) if (kind := kind_of(task, self._known)) else Remains.NOTHING
             if self._stopping.is_set():
                 return  # the next server does it
             if remains is Remains.ADOPTABLE:
