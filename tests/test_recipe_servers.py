@@ -49,6 +49,22 @@ def doctor(place: Place) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=place.environment, capture_output=True, text=True, timeout=30, check=False)
 
 
+# Retry policies.
+
+
+def test_a_policy_of_the_task_says_which_exit_codes_of_a_recipe_are_tried_again(
+    place: Place, configure: Callable[[str], None]
+) -> None:
+    configure('[recipes.flaky]\nargv = ["sh", "-c", "exit $((74 + TASKORCH_ATTEMPT))"]\n')
+    server = place.start()
+    retry = {"on_exit": [1], "first_delay_seconds": 0.05}
+    task_id = server.call("create_task", kind="recipe:flaky", retry=retry)["id"]
+    server.until_ended(task_id)
+    task = server.get(task_id)
+    assert [attempt["exit_code"] for attempt in task["attempts"]] == [75, 76]
+    assert (task["status"], task["max_attempts"], task["retry"]) == ("failed", 3, retry)
+
+
 # What outlives a server.
 
 
