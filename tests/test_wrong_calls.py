@@ -191,7 +191,7 @@ TOLD: list[tuple[str, Facts, list[str]]] = [
     ("create_task", {"script": "git fetch && make"}, ['["bash", "-c", "git fetch && make"]']),
     ("create_task", {"payload": {"shell": "echo hi"}}, ['["echo", "hi"]']),
     ("create_task", {"payload": {"argv": ["cd /x && ls"]}}, ['{"argv": ["ls"], "cwd": "/x"}']),
-    ("create_task", {"payload": {"argv": ["cd", "/x"]}}, ["'cd'", "payload.cwd"]),
+    ("create_task", {"payload": {"argv": ["cd", "/x"]}}, ["'cd'", "as cwd"]),
     (
         "create_task",
         {"payload": {"argv": ["ls"], "shell": True}},

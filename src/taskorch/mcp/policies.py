@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo
 from taskorch.domain import argv
 from taskorch.domain.errors import InvalidInput, readable, shown
 from taskorch.domain.readiness import NEVER_RETRIED, TRY_AGAIN, USUAL
-from taskorch.domain.task import Kind, Retry, is_command
+from taskorch.domain.task import COMMAND, Kind, Retry, is_command
 from taskorch.mcp.aliases import right_name
 from taskorch.mcp.arguments import DAY_SECONDS, Arguments, TaskWish
 from taskorch.mcp.moments import duration, number, seconds
@@ -70,7 +70,8 @@ class RetryWish(Arguments):
 def given_policy(wish: TaskWish, kind: Kind) -> tuple[Retry | None, int]:
     """The policy, None for the usual one, and how many starts there are in all. Raises InvalidInput.
 
-    A command runs once by default, as it is seldom safe to repeat; whoever gives it a policy wants it repeated.
+    A command runs once by default, as it is seldom safe to repeat; whoever gives it a policy wants it repeated. Of a
+    recipe the operator's number holds.
     """
     raw = wish.retry or {}
     given = {name: value for name, value in raw.items() if value is not None or name not in RetryWish.model_fields}
@@ -78,7 +79,7 @@ def given_policy(wish: TaskWish, kind: Kind) -> tuple[Retry | None, int]:
         return None, wish.max_attempts or kind.max_attempts
     ends_with_code = is_command(wish.kind)
     policy = _policy(_parsed(given), wish.kind if not ends_with_code else None)
-    most = STARTS if ends_with_code and kind.max_attempts == 1 else kind.max_attempts
+    most = STARTS if wish.kind == COMMAND and kind.max_attempts == 1 else kind.max_attempts
     return (None if policy == USUAL else policy), wish.max_attempts or most
 
 
