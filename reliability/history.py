@@ -5,7 +5,7 @@ what came first: each is one appending write, made while its process was alive.
 """
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -169,6 +169,24 @@ def _h13_commands(history: History) -> Iterator[Violation]:
             yield Violation("H13", task_id, f"attempt {attempt} came to its end, and is called lost")
 
 
+def _h16_limits(history: History) -> Iterator[Violation]:
+    """Of a concurrency_key no more attempts are under way than the number that it ends with."""
+    displaced = history.displaced
+    last = {line.key: place for place, line in enumerate(history.lines) if line.word in OF_AN_ATTEMPT}
+    under_way: defaultdict[str, set[Key]] = defaultdict(set)
+    for place, line in enumerate(history.lines):
+        task = history.tasks.get(line.task)
+        if not task or not task.concurrency_key or line.word not in OF_AN_ATTEMPT or line.key in displaced:
+            continue
+        others = under_way[task.concurrency_key]
+        others.add(line.key)
+        if line.word == "begin" and len(others) > int(task.concurrency_key.rpartition("-")[2]):
+            text = ", ".join(f"{task_id} attempt {attempt}" for task_id, attempt in sorted(others))
+            yield Violation("H16", line.task, f"{len(others)} of {task.concurrency_key} work at once: {text}")
+        if last[line.key] == place:
+            others.remove(line.key)
+
+
 def _h10_taken_over(history: History) -> Iterator[Violation]:
     """A dead server's tasks are soon somebody else's, or nobody's."""
     known = history.lines[: history.sure]
@@ -222,6 +240,7 @@ RULES = (
     _h6_no_overlap,
     _h10_taken_over,
     _h13_commands,
+    _h16_limits,
 )
 
 

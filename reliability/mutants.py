@@ -18,7 +18,7 @@ import anyio
 from reliability import records
 from taskorch.domain import rules
 from taskorch.domain.task import Status, Task, with_values
-from taskorch.storage import bulk, dependencies, rows, schema, store
+from taskorch.storage import bulk, claims, dependencies, limits, rows, schema, store
 from taskorch.storage.ends import _end_attempts as end_attempts
 from taskorch.storage.rows import BY_ID, COLUMNS, encoded, from_row
 from taskorch.work import worker
@@ -29,6 +29,7 @@ Aim = tuple[str, int, Literal["kill", "stop", "lose"]]  # a point, at which of i
 
 STORM_SECONDS = 45.0  # with REST_SECONDS a minute at most
 REST_SECONDS = 12.0
+COUNTED_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,22 @@ def _not_brought_back() -> None:
     dependencies._bring_back = lambda tx, child, now: None
 
 
+def _limit_ignored() -> None:
+    claims.without_room = lambda *_: []
+
+
+def _limit_counted_before() -> None:
+    count = limits._working
+    known: dict[str, tuple[float, int]] = {}
+
+    def working(db: Any, key: str) -> int:
+        if key not in known or time.monotonic() - known[key][0] > COUNTED_SECONDS:
+            known[key] = (time.monotonic(), count(db, key))
+        return known[key][1]
+
+    limits._working = working
+
+
 FENCE: Sequence[Aim] = (
     ("before settle", 6, "lose"),
     ("before take-over settle", 2, "stop"),
@@ -210,6 +227,10 @@ MUTANTS = {
     "order-ignored": Mutant("a task does not wait for those it depends on", _order_ignored, breaks=("H14",)),
     "failure-ignored": Mutant("a task starts after one that failed", _failure_ignored, breaks=("H14",)),
     "not-brought-back": Mutant("a retry leaves what its failure stopped", _not_brought_back, breaks=("H15",)),
+    "limit-ignored": Mutant("a claim does not count what works of a key", _limit_ignored, breaks=("H16",)),
+    "limit-counted-before": Mutant(
+        "what works of a key was counted before the transaction", _limit_counted_before, breaks=("H16",)
+    ),
     "early-start": Mutant("the command starts before its supervisor has noted it", shim_rate=40),
     "late-record": Mutant(
         "the end is recorded after the supervisor's lock has fallen", focus=(("after go", 6, "kill"),)

@@ -11,7 +11,9 @@ from typing import Any
 
 Key = tuple[str, int]  # task, attempt
 
-TASKS = "SELECT id, kind, status, attempt, max_attempts, interruptions, owner, result, error FROM tasks"
+TASKS = (
+    "SELECT id, kind, status, attempt, max_attempts, interruptions, owner, result, error, concurrency_key FROM tasks"
+)
 STARTS = "SELECT t.id, a.attempt, a.owner, a.outcome, a.reason FROM attempts a JOIN tasks t ON t.seq = a.task"
 EVENTS = "SELECT t.id, e.at, e.event, e.by FROM events e JOIN tasks t ON t.seq = e.task ORDER BY e.id"
 
@@ -45,6 +47,7 @@ class Row:
     owner: int | None
     result: Any
     error: dict[str, Any] | None
+    concurrency_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ def read_journal(path: Path) -> list[Line]:
 
 
 def _row(row: Any) -> Row:
-    values: list[Any] = [*row[:7], *(text and json.loads(text) for text in row[7:])]
+    values: list[Any] = [*row[:7], *(text and json.loads(text) for text in row[7:9]), row[9]]
     return Row(*values)
 
 

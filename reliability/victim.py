@@ -25,6 +25,9 @@ from taskorch.work.handlers import Context, handler
 BEAT_SECONDS = 0.04
 PAUSE_SECONDS = (0.05, 0.25)  # between two calls of the client in each server
 OPEN_MOST = 60  # unfinished tasks beyond which no more are created
+KEYED_MOST = 20  # the same with a concurrency_key: they are slow, one after the other
+LIMITS = {"pair-2": 2}  # each key ends with its limit
+KEYS = ("alone-1", "single-1", "pair-2", None)
 PR_SET_PDEATHSIG = 1
 
 SCRIPT = """line() {
@@ -121,6 +124,7 @@ async def _serve(part: Part, victim: Victim) -> None:
         handlers="reliability.victim",
         concurrency=part.slots,
         grace_seconds=0.3,
+        limits=LIMITS,
     )
     async with running(settings, part.folder) as app, anyio.create_task_group() as group:
         group.start_soon(_client, app, victim)
@@ -145,8 +149,9 @@ async def _client(app: App, victim: Victim) -> None:
             known = known[-20:] or await app.service.store._database.read(_recent)
             what = chance.random()
             if what < 0.7 or not known:
-                if await app.service.store._database.read(_unfinished) < OPEN_MOST:
-                    known.append(await _create(app, victim, known, chance))
+                if (unfinished := await app.service.store._database.read(_unfinished)) < OPEN_MOST:
+                    key = chance.choice(KEYS) if unfinished < KEYED_MOST else None
+                    known.append(await _create(app, victim, known, chance, key))
             elif what < 0.85:
                 await _cancel(app, victim, chance.choice(known))
             elif what < 0.95:
@@ -155,7 +160,7 @@ async def _client(app: App, victim: Victim) -> None:
                 await app.service.store.edit(chance.choice(known), {"priority": Priority.HIGH}, None, "client")
 
 
-async def _create(app: App, victim: Victim, known: list[str], chance: random.Random) -> str:
+async def _create(app: App, victim: Victim, known: list[str], chance: random.Random, key: str | None) -> str:
     kind = chance.choices(("command", "work", "block"), (45, 45, 10))[0]
     most = app.service.kinds[kind].max_attempts
     new = NewTask(
@@ -164,6 +169,7 @@ async def _create(app: App, victim: Victim, known: list[str], chance: random.Ran
         max_attempts=most + (kind == "command" and chance.random() < 0.25),
         timeout_seconds=20,
         on_server_exit="stop" if chance.random() < 0.3 else "survive",
+        concurrency_key=key,
     )
     if known and chance.random() < 0.4:
         return await _create_after(app, victim, new, chance.sample(known, min(len(known), 2)), chance)

@@ -88,8 +88,8 @@ def check_task(reply: Answer) -> Facts:
     """Both forms of a reply about one task say what DESIGN §5 promises; its facts."""
     facts = reply.facts
     required = {"id", "kind", "status", "priority", "attempt", "max_attempts", "created_at", "version"}
-    optional = {"name", "phase", "progress", "result", "result_bytes", "error", "run_at", "started_at", "finished_at"}
-    assert required <= facts.keys() <= required | optional | {"next"}
+    optional = {"name", "phase", "waits_for", "progress", "result", "result_bytes", "error", "run_at"}
+    assert required <= facts.keys() <= required | optional | {"started_at", "finished_at", "next"}
     assert ID.fullmatch(facts["id"])
     _check_state(facts)
     assert facts["priority"] in ("low", "medium", "high")

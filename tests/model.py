@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from twin import SERVERS, Row, Twin
+from twin import LIMITS, SERVERS, Row, Twin
 from world import KINDS, World, everything
 
 from taskorch.domain.errors import Conflict, NotFound
@@ -68,10 +68,14 @@ POLICIES: list[OnDependencyFailure] = ["cancel", "fail", "run"]
 MEANWHILE = ["nothing", "pause", "report", "delete"]
 outcome = st.sampled_from(OUTCOMES)
 DONE = Completed({"n": 1})
+kind = st.sampled_from(KINDS)
+priority = st.sampled_from(Priority)
 nth = st.integers(0, 12)  # of the newest, the oldest of few being as likely as the newest of many
 server = st.integers(0, SERVERS - 1)
+some = st.lists(nth, min_size=1, max_size=3)
 seconds = st.none() | st.sampled_from([-HOUR, -1, 0, 1, 30, HOUR, 2 * DAY])
-key = st.sampled_from([None, None, "k", "l"])
+key = st.sampled_from([None, None, "k", "k"])
+group = st.sampled_from([None, "a", "a", "b"])  # concurrency_keys
 changes = st.fixed_dictionaries(
     {},
     optional={
@@ -102,11 +106,17 @@ class Machine(RuleBasedStateMachine):
     # Clients.
 
     @precondition(lambda self: len(self.twin.rows) < TASKS)
-    @rule(kind=st.sampled_from(KINDS), priority=st.sampled_from(Priority), run_at=seconds, expires_at=seconds, key=key)
+    @rule(kind=kind, priority=priority, run_at=seconds, expires_at=seconds, key=key, group=group)
     def add(
-        self, kind: str, priority: Priority, run_at: int | None, expires_at: int | None, key: str | None = None
+        self,
+        kind: str,
+        priority: Priority,
+        run_at: int | None,
+        expires_at: int | None,
+        key: str | None = None,
+        group: str | None = None,
     ) -> None:
-        times = {"run_at": self.at(run_at), "expires_at": self.at(expires_at)}
+        times = {"run_at": self.at(run_at), "expires_at": self.at(expires_at), "concurrency_key": group}
         new = NewTask(kind, {"n": 1}, max_attempts=2, timeout_seconds=60.0, priority=priority, **times)
         if key is None:
             self.born(self.run(0, Store.add, new).id, kind, priority, times)
@@ -124,11 +134,13 @@ class Machine(RuleBasedStateMachine):
             self.twin.keys[key] = task.id
 
     @precondition(lambda self: self.ids and len(self.twin.rows) < 2 * TASKS)
-    @rule(by=server, some=st.lists(nth, min_size=1, max_size=3), policy=st.sampled_from(POLICIES), run_at=seconds)
-    def add_after(self, by: int, some: list[int], policy: OnDependencyFailure, run_at: int | None) -> None:
+    @rule(by=server, some=some, policy=st.sampled_from(POLICIES), run_at=seconds, group=group)
+    def add_after(
+        self, by: int, some: list[int], policy: OnDependencyFailure, run_at: int | None, group: str | None = None
+    ) -> None:
         """A task that depends on others."""
         parents = list(dict.fromkeys(self.ids[-1 - n % len(self.ids)] for n in some))
-        times = {"run_at": self.at(run_at), "expires_at": None}
+        times = {"run_at": self.at(run_at), "expires_at": None, "concurrency_key": group}
         new = NewTask("echo", {"n": 1}, max_attempts=2, timeout_seconds=60.0, **times)
         rows = [self.twin.rows.get(task_id) for task_id in parents]
         is_lost = any(row is None for row in rows)
@@ -228,11 +240,14 @@ class Machine(RuleBasedStateMachine):
     # Workers.
 
     @precondition(lambda self: len(self.twin.rows) < TASKS)
-    @rule(by=server, kind=st.sampled_from(KINDS), more=st.integers(1, 2))
-    def begin_work(self, by: int, kind: str, more: int) -> None:
+    @rule(by=server, kind=kind, more=st.integers(1, 2), group=group)
+    def begin_work(self, by: int, kind: str, more: int, group: str | None) -> None:
         """What may run is claimed at once: without this most runs have nothing under way."""
         for _ in range(more):
-            self.add(kind, Priority.HIGH, None, None)
+            self.add(kind, Priority.HIGH, None, None, None, group)
+        if group:
+            for other in KINDS:
+                self.add(other, Priority.MEDIUM, None, None, None, group)
         self.claim(by, 2, 0)
 
     @precondition(lambda self: self.twin.rows)
@@ -244,7 +259,7 @@ class Machine(RuleBasedStateMachine):
         self.fences += claimed
 
     @precondition(lambda self: self.fences)
-    @rule(by=server, ends=st.lists(st.tuples(nth, st.sampled_from(OUTCOMES)), min_size=1, max_size=3), late=seconds)
+    @rule(by=server, ends=st.lists(st.tuples(nth, st.sampled_from(OUTCOMES)), min_size=2, max_size=3), late=seconds)
     def settle_any(self, by: int, ends: list[tuple[int, Outcome]], late: int | None) -> None:
         """Whoever holds a fence, or ever held it, says how it ended: several ends in one transaction."""
         chosen = [(self.fences[-1 - n % len(self.fences)], outcome) for n, outcome in ends]
@@ -311,7 +326,7 @@ class Machine(RuleBasedStateMachine):
                 self.do(task.id, Store.edit, {"paused": paused}, None, "me")
                 self.twin.move(row, row["status"], paused=paused)
                 row["events"].append("updated")
-        self.world.clock.advance(600)
+        self.advance(600)
         self.promote(1 - by)
         self.claim(by, TASKS, 0)
         if meanwhile == "report":
@@ -319,11 +334,11 @@ class Machine(RuleBasedStateMachine):
         self.settle(by, [(task, outcome)], None)
 
     @precondition(lambda self: len(self.twin.rows) < TASKS)
-    @rule(by=server, kind=st.sampled_from(KINDS), free=st.sampled_from([1, 2]), expires=st.booleans())
-    def claim_stale(self, by: int, kind: str, free: int, expires: bool) -> None:
+    @rule(by=server, kind=kind, free=st.sampled_from([1, 2]), expires=st.booleans(), group=group)
+    def claim_stale(self, by: int, kind: str, free: int, expires: bool, group: str | None) -> None:
         """What is in the ready index may run no more, expired or too early by a clock that was set back."""
-        self.add(kind, Priority.HIGH, *((None, 30) if expires else (0, None)))
-        self.world.clock.advance(30 if expires else -1)
+        self.add(kind, Priority.HIGH, *((None, 30) if expires else (0, None)), None, group)
+        self.advance(30 if expires else -1)
         self.claim(by, free, 0)
 
     # Time.
@@ -336,13 +351,22 @@ class Machine(RuleBasedStateMachine):
     @rule(by=server)
     def go_on(self, by: int) -> None:
         """What gets a task that has failed under way again."""
-        self.world.clock.advance(600)
+        self.advance(600)
         self.promote(by)
         self.claim(by, 2, 0)
 
     @rule(seconds=st.sampled_from([0.001, 3, 600, HOUR, DAY, 9 * DAY, -1, -HOUR, -DAY]))
     def jump(self, seconds: float) -> None:
-        self.world.clock.advance(seconds)
+        self.advance(seconds)
+
+    @precondition(lambda self: len(self.twin.rows) < TASKS)
+    @rule(by=server, minutes=st.sampled_from([0, 9, 10, 21]), kind=kind, priority=priority, group=group)
+    def age(self, by: int, minutes: int, kind: str, priority: Priority, group: str | None) -> None:
+        """What waits has waited for so long."""
+        self.add(kind, priority, None, None, None, group)
+        self.advance(60 * minutes)
+        self.run(by, Store.age)
+        self.twin.age()
 
     @precondition(lambda self: any(row["finished_at"] is not None for row in self.twin.rows.values()))
     @rule(keep=st.sampled_from([HOUR, DAY]), keep_failed=st.sampled_from([HOUR, 3 * DAY]))
@@ -354,6 +378,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_store_is_as_the_model(self) -> None:
+        self.twin.commit()
         rows, starts, events, counts = self.world.read(everything)
         wanted = {row["id"]: row for row in self.twin.rows.values()}
         assert rows == {i: {name: row[name] for name in Task.__dataclass_fields__} for i, row in wanted.items()}
@@ -363,6 +388,16 @@ class Machine(RuleBasedStateMachine):
         for row in rows.values():
             tally[row["status"], row["priority"]] = tally.get((row["status"], row["priority"]), 0) + 1
         assert counts == tally
+
+    @invariant()
+    def of_a_key_no_more_work_than_may_and_nobody_waits_for_nothing(self) -> None:
+        rows = self.world.read(everything)[0].values()
+        for key in ("a", "b"):
+            of_key = [row for row in rows if row["concurrency_key"] == key]
+            room = LIMITS.get(key, 1) - sum(row["status"] == "working" for row in of_key)
+            assert room >= 0
+            for held in (row for row in of_key if row["held"]):
+                assert sum(row["ready"] and row["kind"] == held["kind"] for row in of_key) == room
 
     @invariant()
     def what_is_gone_is_remembered(self) -> None:
@@ -382,7 +417,12 @@ class Machine(RuleBasedStateMachine):
     # Helpers.
 
     def run(self, by: int, method: Callable[..., Any], *arguments: Any) -> Any:
+        self.twin.commit()  # what the call before has done
         return self.world.run(method, self.world.stores[by], *arguments)
+
+    def advance(self, seconds: float) -> None:
+        self.twin.commit()
+        self.world.clock.advance(seconds)
 
     def at(self, seconds: int | None) -> int | None:
         return None if seconds is None else self.twin.now + 1000 * seconds
@@ -408,6 +448,7 @@ class Machine(RuleBasedStateMachine):
         self.run(by, Store.report, [(task, Progress(value, 9, "so far"))])
         if row := self.twin.held(task):
             row |= {"progress": Progress(value, 9, "so far"), "updated_at": self.twin.now}
+            self.twin.touch(row)
 
     def held(self) -> list[Task]:
         return [task for task in self.fences if self.twin.held(task)]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from taskorch.domain import rules
+from taskorch.domain import readiness, rules
 from taskorch.domain.task import Status, Task, with_values
-from taskorch.storage import bulk, claims, dedupe, dependencies, ends, removed, rows, store
+from taskorch.storage import bulk, claims, dedupe, dependencies, ends, limits, removed, rows, store
 from taskorch.storage.database import Transaction
 from taskorch.storage.rows import BY_ID, COLUMNS, from_row
 
@@ -128,6 +128,28 @@ def _needed_ones_are_removed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(dependencies, "delete_unneeded", rows.delete)
 
 
+def _limits_uncounted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(claims, "without_room", lambda *_: [])
+
+
+def _freed_for_nobody(patch: pytest.MonkeyPatch) -> None:
+    def refill(tx: Transaction, *args: Any) -> None:
+        if any(after is not None and not after.ended for _, after in tx.moved):
+            original(tx, *args)
+
+    original = store.refill
+    patch.setattr(store, "refill", refill)
+
+
+def _one_kind_let_in(patch: pytest.MonkeyPatch) -> None:
+    original = limits.held_kinds
+    patch.setattr(limits, "held_kinds", lambda *args: list(original(*args))[:1])
+
+
+def _never_raised(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(readiness, "aged", lambda task, now: task)
+
+
 BUGS: dict[str, Plant] = {
     "fence without the attempt": _fence(lambda now, task: now.owner == task.owner),
     "fence without the owner": _fence(lambda now, task: now.attempt == task.attempt),
@@ -145,4 +167,8 @@ BUGS: dict[str, Plant] = {
     "a failure stops no more than one task": _only_the_next_step,
     "a retry does not bring back what it stopped": _nothing_comes_back,
     "retention takes what others wait for": _needed_ones_are_removed,
+    "a claim does not count what works of a key": _limits_uncounted,
+    "a place that an end frees goes to nobody": _freed_for_nobody,
+    "of a key only one kind is let in": _one_kind_let_in,
+    "what waits long is never raised": _never_raised,
 }

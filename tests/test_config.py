@@ -72,12 +72,18 @@ def test_the_state_folder_is_an_absolute_path_however_it_was_written(
         ("keep_failed_days", -1),
         ("cleanup_interval_seconds", 0),
         ("log_level", "LOUD"),
+        ("limits", "gpu=2"),
+        ("limits", "[2]"),
+        ("limits", {"gpu": 0}),
+        ("limits", {"gpu": 1001}),
+        ("limits", {"": 1}),
+        ("limits", {"k" * 201: 1}),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(ValidationError) as refused:
         load_settings(**{name: value})
-    assert readable(refused.value).startswith(f"{name} ")
+    assert readable(refused.value).startswith((f"{name} ", f"{name}."))
 
 
 def test_a_misspelt_variable_is_found_and_what_commands_are_given_is_not() -> None:
@@ -91,3 +97,13 @@ def test_a_misspelt_key_of_the_config_file_is_found() -> None:
     assert unknown_keys() == []
     write_config('concurency = 3\nallow_commands = "git"\n[section]\nx = 1\n')
     assert unknown_keys() == ["concurency", "section"]
+
+
+def test_limits_are_a_table_of_the_file_or_json_in_a_variable_which_takes_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert load_settings().limits == {}
+    write_config('concurrency = 3\n[limits]\ngpu = 2\n"*" = 4\n')
+    assert (load_settings().limits, unknown_keys()) == ({"gpu": 2, "*": 4}, [])
+    monkeypatch.setenv("TASKORCH_LIMITS", '{"deploy": 3}')
+    assert load_settings().limits == {"deploy": 3}

@@ -4,7 +4,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,16 @@ SECOND = (
 )
 TWICE = replace(ROW, attempt=2, result={"by": f"{TASK}/2"})
 COMMAND = replace(ROW, kind="command", max_attempts=1, result={"exit_code": 0})
+OTHER = "t0000000000000002"
+KEYED = (
+    Line(1.0, SERVER, "server", detail="1"),
+    *(Line(1.1, SERVER, "ack", task, 0, "work 3 survive") for task in (TASK, OTHER)),
+    *(
+        Line(1.3, SERVER, word, task, 1)
+        for word, task in (("begin", TASK), ("end", TASK), ("begin", OTHER), ("end", OTHER))
+    ),
+    *(Line(1.6, SERVER, "settled", task, 1, "1") for task in (TASK, OTHER)),
+)
 DONE = Start(1, "completed", None)
 FAILED = Start(1, "failed", "error")
 
@@ -46,6 +56,13 @@ def told(lines: Iterable[Line], row: Row | None = ROW, *starts: Start, events: I
     return History(list(lines), tasks, numbered, {TASK: list(events)})
 
 
+def keyed(key: str, order: Sequence[int] = (3, 4, 5, 6)) -> History:
+    """Two tasks of one key: begin and end of one, begin and end of the other, in that `order`."""
+    lines = [*KEYED[:3], *(KEYED[place] for place in order), *KEYED[7:]]
+    tasks = {i: replace(ROW, id=i, result={"by": f"{i}/1"}, concurrency_key=key) for i in (TASK, OTHER)}
+    return History(lines, tasks, {(TASK, 1): DONE, (OTHER, 1): DONE})
+
+
 def broken(seen: History) -> set[str]:
     return {violation.rule for violation in history.check(seen)}
 
@@ -53,6 +70,12 @@ def broken(seen: History) -> set[str]:
 def test_a_good_history_is_called_good() -> None:
     assert history.check(told(GOOD)) == []
     assert history.check(told((*GOOD, *SECOND), TWICE, FAILED, DONE)) == []
+
+
+@pytest.mark.parametrize("order", [(3, 5, 4, 6), (3, 5, 6, 4), (5, 3, 4, 6)])
+def test_more_of_a_key_than_may_work_at_once_is_found(order: Sequence[int]) -> None:
+    assert broken(keyed("alone-1", order)) == {"H16"}
+    assert broken(keyed("pair-2", order)) == broken(keyed("alone-1")) == set()
 
 
 LOST = (
@@ -234,7 +257,10 @@ def test_200_kills_of_4_servers_break_nothing(tmp_path: Path) -> None:
     assert len([line for line in seen.of("dead") if line.detail == "9"]) >= 200
 
 
-@pytest.mark.parametrize("bug", ["unbounded-retries", "claim-race", "unfenced-by-id", "order-ignored"])
+BUGS = ("unbounded-retries", "claim-race", "unfenced-by-id", "order-ignored", "limit-ignored", "limit-counted-before")
+
+
+@pytest.mark.parametrize("bug", BUGS)
 def test_a_bug_is_caught_by_the_rule_that_it_breaks(bug: str) -> None:
     _, first = mutants.catch(bug, 1)
     assert first and first.split()[0] in mutants.MUTANTS[bug].breaks

@@ -29,6 +29,7 @@ from taskorch.mcp.history import full_reply
 from taskorch.mcp.replies import Reply, View, list_reply, task_reply
 from taskorch.mcp.waits import Tail, wait_reply
 from taskorch.mcp.wording import iso
+from taskorch.storage.limits import Full
 from taskorch.storage.queries import History, Page
 from taskorch.work.output import attempt_folder
 
@@ -137,14 +138,18 @@ def test_an_ordinary_task_takes_four_hundred_bytes_and_nothing_is_cut(usual: Tas
 @pytest.mark.parametrize("name", NAMES[::3], ids=["ascii", "emoji"])
 def test_a_concise_task_is_bounded_whatever_it_holds(name: str, text: bytes) -> None:
     message = text.decode("utf-8", "replace")
+    held = task(name=name, kind="k" * 100, ready=False, held=True, concurrency_key=name, attempt=99, max_attempts=100)
+    held = dataclasses.replace(held, id=f"t{'1' * 16}")
+    view = dataclasses.replace(VIEW, waits={held.id: Full(name, 1000, 1000, (f"t{'2' * 16}", name))})
     for worst in (
         settled(Failed(Reason.EXIT_CODE, message, 255, False), name=name, kind="k" * 100, version=10**6),
         settled(Failed(Reason.DEPENDENCY_FAILED, message, None, False), name=name, attempt=99, max_attempts=100),
         settled(Failed(Reason.EXIT_CODE, message, 255), name=name),
         settled(Completed({"text": message}), name=name),
         dataclasses.replace(started(name=name), progress=Progress(1e300, 1e300, message)),
+        held,
     ):
-        reply = both(task_reply(worst, VIEW))
+        reply = both(task_reply(worst, view))
         check_task(reply)
         assert reply.text_bytes <= 400 and reply.facts_bytes <= 400
         assert size({"content": [{"type": "text", "text": reply.text}], "structuredContent": reply.facts}) <= 800

@@ -8,6 +8,8 @@ from fakes import Clock
 from taskorch.domain.task import Cancelled, Completed, Failed, Outcome, Task
 
 SERVERS = 2
+LIMITS = {"b": 2}  # of "a", which is not named: 1
+LEVEL_MS = 600_000
 
 Row = dict[str, Any]
 
@@ -21,6 +23,7 @@ class Twin:
         self.keys: dict[str, str] = {}  # the task that was created with a key
         self.gone: dict[str, int] = {}  # when tasks were removed
         self._clock = clock
+        self._touched: set[str | None] = set()  # concurrency_keys, since the last commit
         self._looked = [1 << 62] * SERVERS  # when each server last looked for due tasks; at first it cannot know
 
     @property
@@ -56,7 +59,7 @@ class Twin:
         row |= {"status": status, "version": row["version"] + 1, "updated_at": self.now} | fields
         if status != "waiting":
             row["blocked"] = False
-        row["ready"] = self.may_run(row)
+        self.file(row)
         if status == "completed":
             self.completed[row["id"]] = dict(row)
         has_ended = row["finished_at"] is not None
@@ -98,11 +101,70 @@ class Twin:
                 self.move(row, "cancelled", **end, error="dependency")
         elif row["status"] == "waiting":
             row["blocked"] = self.unfinished(row)
-            row["ready"] = self.may_run(row)
+            self.file(row)
         elif returned and self.waits_for_others(row) and not self.stopped(row):
             self.retry(row, row["run_at"])
 
+    def file(self, row: Row) -> None:
+        """Into the ready index or out of it; with a concurrency_key the commit decides."""
+        may = self.may_run(row)
+        row["ready"] = may and bool(row["ready"] or row["concurrency_key"] is None)
+        row["held"] = may and not row["ready"]
+        self.touch(row)
+
+    def touch(self, row: Row) -> None:
+        self._touched.add(row["concurrency_key"])
+
+    def room(self, key: str) -> int:
+        working = [row for row in self.rows.values() if row["concurrency_key"] == key and row["status"] == "working"]
+        return LIMITS.get(key, 1) - len(working)
+
+    def commit(self) -> None:
+        """Of each touched key, and each kind, the best are ready that there is room for, and the others held."""
+        touched, self._touched = self._touched, set()
+        for key in touched - {None}:
+            assert key and self.room(key) >= 0, f"more than {LIMITS.get(key, 1)} of {key} work"
+            for kind in {row["kind"] for row in self.rows.values()}:
+                self._fill(key, kind)
+
+    def _fill(self, key: str, kind: str) -> None:
+        def waiting() -> list[Row]:
+            of_key = (row for row in self.rows.values() if row["concurrency_key"] == key and row["kind"] == kind)
+            return sorted((row for row in of_key if row["ready"] or row["held"]), key=_best)
+
+        while stale := [row for row in waiting()[: self.room(key)] if row["held"] and not self.may_run(row)]:
+            for row in stale:
+                row["held"] = False
+        for place, row in enumerate(waiting()):
+            row["ready"], row["held"] = place < self.room(key), place >= self.room(key)
+
+    def age(self) -> None:
+        """What could have run for ten minutes is a level better, for twenty two."""
+        for row in self.rows.values():
+            since = max(row["updated_at"], row["run_at"] or 0)
+            level = min(2, row["priority"] + (self.now - since) // LEVEL_MS)
+            if (row["ready"] or row["held"]) and level > row["rank"]:
+                row["rank"] = level
+                self.touch(row)
+
     def claim(self, owner: int, kinds: Mapping[str, int], free: int) -> list[str]:
+        claimed = self._choose(kinds, free)
+        while over := [row for row in claimed if self._is_over(row, claimed)]:
+            for row in over:
+                row["ready"], row["held"] = False, True
+                self.touch(row)
+            claimed = self._choose(kinds, free)
+        for row in claimed:
+            begun = {"attempt": row["attempt"] + 1, "owner": owner, "started_at": self.now}
+            self.move(row, "working", **begun, error=None, progress=None)
+            row["starts"].append([row["attempt"], owner, None, None])
+        return [row["id"] for row in claimed]
+
+    def _is_over(self, row: Row, claimed: list[Row]) -> bool:
+        key = row["concurrency_key"]
+        return key is not None and [r for r in claimed if r["concurrency_key"] == key].index(row) >= self.room(key)
+
+    def _choose(self, kinds: Mapping[str, int], free: int) -> list[Row]:
         found: list[Row] = []
         for kind, more in kinds.items():
             while stale := [row for row in self.ready(kind)[: free + more] if not self.may_run(row)]:
@@ -111,13 +173,10 @@ class Twin:
             found += self.ready(kind)[: free + more]
         claimed: list[Row] = []
         for row in sorted(found, key=_best):
-            room = len(claimed) < free + kinds[row["kind"]] and _starts_left(row) > 1
-            claimed += [row] if len(claimed) < free or room else []
-        for row in claimed:
-            begun = {"attempt": row["attempt"] + 1, "owner": owner, "started_at": self.now}
-            self.move(row, "working", **begun, error=None, progress=None)
-            row["starts"].append([row["attempt"], owner, None, None])
-        return [row["id"] for row in claimed]
+            may_wait = _starts_left(row) > 1 and row["concurrency_key"] is None
+            ahead = len(claimed) < free + kinds[row["kind"]] and may_wait
+            claimed += [row] if len(claimed) < free or ahead else []
+        return claimed
 
     def settle(self, task: Task, outcome: Outcome, started_at: int | None, backoff: int | None) -> bool:
         """False: refused. `backoff`: when the store says that it runs again, checked here."""
@@ -127,7 +186,7 @@ class Twin:
         began = {"owner": None, "started_at": row["started_at"] if started_at is None else started_at}
         end = began | {"finished_at": self.now}
         cancelled = isinstance(outcome, Cancelled) or row["cancel_requested_at"] is not None
-        wait = began | {"progress": None}
+        wait = began | {"progress": None, "rank": int(row["priority"])}
         row["starts"][-1][2:] = [_name(outcome), _reason(outcome)]
         match outcome:
             case Completed(result):
@@ -167,6 +226,7 @@ class Twin:
             expires_at = None
         most = max(row["max_attempts"], row["attempt"] - row["interruptions"] + 1)
         anew = dict.fromkeys(("finished_at", "progress", "error", "cancel_requested_at", "cancel_reason"))
+        anew["rank"] = int(row["priority"])
         row["events"].append("retried")
         anew |= {"run_at": run_at, "expires_at": expires_at, "max_attempts": most, "paused": False}
         self.move(row, "waiting", **anew, blocked=self.unfinished(row))
@@ -176,25 +236,34 @@ class Twin:
         if self.expired(row):
             self.move(row, "failed", finished_at=self.now, paused=False, error="expired")
             row["events"].append("expired")
-        row["ready"] = self.may_run(row)
+        self.file(row)
 
     def promote(self, by: int) -> int | None:
         """When it is to be called next. A retry whose backoff an advanced clock has reckoned waits as long from now."""
         set_back, self._looked[by] = self.now < self._looked[by], self.now
         for row in self.rows.values() if set_back else ():
-            backs_off = row["status"] == "waiting" and not row["ready"] and _is_timed(row) and row["error"]
+            backs_off = self.in_time(row) and row["error"]
             if backs_off and row["run_at"] and row["updated_at"] > self.now < row["run_at"]:
                 wait = row["run_at"] - row["updated_at"]
                 if wait <= 300_000:
                     row |= {"run_at": min(row["run_at"], self.now + max(0, wait)), "updated_at": self.now}
+                    self.touch(row)
+        self.commit()
         for row in self.rows.values():
-            if self.expired(row) or (row["run_at"] is not None and self.may_run(row)):
+            if self.expired(row) or (self.in_time(row) and self.may_run(row)):
                 self.refile(row)
+        self.commit()
         waiting = [row for row in self.rows.values() if row["status"] == "waiting"]
-        due = [row["run_at"] for row in waiting if not row["ready"] and _is_timed(row)]
+        due = [row["run_at"] for row in waiting if self.in_time(row)]
         return min((at for at in [*due, *(row["expires_at"] for row in waiting)] if at is not None), default=None)
 
+    def in_time(self, row: Row) -> bool:
+        """Whether it waits for its time."""
+        stopped = row["ready"] or row["held"] or not _is_timed(row)
+        return row["status"] == "waiting" and not stopped and row["run_at"] is not None
+
     def forget(self, row: Row) -> None:
+        self.touch(row)
         del self.rows[row["id"]]
         for other in self.rows.values():
             other["parents"][:] = [task_id for task_id in other["parents"] if task_id != row["id"]]

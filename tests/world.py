@@ -8,7 +8,7 @@ from typing import Any
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fakes import Clock
-from twin import Row
+from twin import LIMITS, Row
 
 from taskorch.domain.task import Error
 from taskorch.storage.database import Database, open_database
@@ -25,7 +25,7 @@ class World:
         self.clock = Clock()
         self._portal = portal
         self._databases = databases
-        self.stores = [Store(database, self.clock) for database in databases]
+        self.stores = [Store(database, self.clock, limits=LIMITS) for database in databases]
         self.owners = [self.run(store.register, str(n), n, "1", KINDS) for n, store in enumerate(self.stores)]
 
     def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -40,7 +40,7 @@ class World:
         self.run(self._databases[0].write, lambda tx: tx.execute("DELETE FROM tasks"))
         self.run(self._databases[0].write, lambda tx: tx.execute("UPDATE counts SET tasks = 0"))
         self.run(self._databases[0].write, lambda tx: tx.execute("DELETE FROM removed"))
-        self.stores = [Store(database, self.clock) for database in self._databases]
+        self.stores = [Store(database, self.clock, limits=LIMITS) for database in self._databases]
 
 
 @contextmanager

@@ -80,11 +80,11 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
     alone = partial(nobody_lives, state / "servers")
     async with open_database(state / "taskorch.db", alone, settings.allow_network_state) as database:
         folder.mkdir(mode=0o700, exist_ok=True)
-        store = Store(database, most_live=settings.max_live_tasks)
+        store = Store(database, most_live=settings.max_live_tasks, limits=settings.limits)
         with Peers(state / "servers") as peers, Bell(peers.folder, peers.uuid, store) as bell:
             room = partial(_has_room, state)
             owner = await store.register(peers.uuid, os.getpid(), __version__, sorted(claimable))
-            queries = Queries(database)
+            queries = Queries(database, settings.limits)
             results = Results(queries.get_many, folder)
             taken_over = {COMMAND: command}
             worker = Worker(store, peers, owner, claimable, settings.concurrency, taken_over, room, results.fill)

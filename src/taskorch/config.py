@@ -1,16 +1,18 @@
 """Settings: flag, then environment (TASKORCH_…), then config.toml in the platform's config folder, then the default."""
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from platformdirs import user_config_path, user_state_path
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -40,6 +42,21 @@ def _folders(text: str) -> str:
         if not os.path.isabs(os.path.expanduser(folder)):
             raise ValueError(f"{shown(folder)} is a relative path; use absolute ones, comma-separated")
     return text
+
+
+def _table(value: Any) -> Any:
+    """Of a variable, which is JSON. Hosts that start taskorch set variables, and no table of config.toml."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(f'{shown(value)} is no JSON object; write {{"gpu": 2}}') from None
+
+
+def _keys(limits: dict[str, int]) -> dict[str, int]:
+    for key in limits:
+        if not 1 <= len(key) <= 200:
+            raise ValueError(f"{shown(key)} cannot be a concurrency_key, which has 1 to 200 characters")
+    return limits
 
 
 class Settings(BaseSettings):
@@ -73,6 +90,13 @@ class Settings(BaseSettings):
     max_live_tasks: Annotated[int, Field(ge=1, description="waiting and working tasks that are stored at most")] = (
         2_000_000
     )
+    limits: Annotated[
+        dict[str, Annotated[int, Field(ge=1, le=1000)]],
+        NoDecode,
+        BeforeValidator(_table),
+        AfterValidator(_keys),
+        Field(description="tasks of a concurrency_key that work at once, as JSON; of others 1, or what * says"),
+    ] = {}
     allow_network_state: Annotated[bool, Field(description="keep state on a network file system, at your own risk")] = (
         False
     )

@@ -3,8 +3,9 @@
 from collections.abc import Collection
 from random import Random
 
-from taskorch.domain.task import Failed, Phase, Reason, Retry, Status, Task, with_values
+from taskorch.domain.task import Failed, Phase, Priority, Reason, Retry, Status, Task, with_values
 
+AGEING_MS = 600_000  # of waiting for a slot or for room under a limit, for each level of rank
 USUAL = Retry()  # what holds without a policy
 BACKOFF_CAP_MS = round(USUAL.max_delay_seconds * 1000)
 NEVER_RETRIED = (126, 127)  # exit codes for not executable, not found: it would fail again
@@ -32,6 +33,32 @@ def file(task: Task, now: int) -> Task:
     ready = may and (task.ready or task.concurrency_key is None)
     held = may and not ready
     return task if (task.ready, task.held) == (ready, held) else with_values(task, ready=ready, held=held)
+
+
+def admit(task: Task, now: int) -> Task:
+    """From `held` into the ready index, as there is room; into neither if it may not run after all."""
+    return with_values(task, ready=may_run(task, now), held=False)
+
+
+def hold(task: Task) -> Task:
+    """Out of the ready index: there is no room for it."""
+    return with_values(task, ready=False, held=True)
+
+
+def waits_since(task: Task) -> int:
+    """Since when it could run (ms), for what is ready or held: a retry and an edit begin anew."""
+    return max(task.updated_at, task.run_at or 0)
+
+
+def aged(task: Task, now: int) -> Task:
+    """With the rank that it has come to by waiting: a level up for every ten minutes, at most that of high.
+
+    Nobody starves behind an endless stream of better ones. Not a change that anybody sees, like `file`.
+    """
+    if not (task.ready or task.held):
+        return task
+    rank = min(int(Priority.HIGH), task.priority + (now - waits_since(task)) // AGEING_MS)
+    return with_values(task, rank=rank) if rank > task.rank else task
 
 
 def phase(task: Task, now: int, kinds: Collection[str]) -> Phase | None:

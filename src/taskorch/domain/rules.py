@@ -271,6 +271,7 @@ def _wait(task: Task, now: int, *, run_at: int | None, error: Error | None, **ch
         finished_at=None,
         progress=None,
         result=None,
+        rank=int(task.priority),
         run_at=run_at,
         error=error,
         **changes,

@@ -42,12 +42,13 @@ class Call:
 async def create_task(service: Service, call: Call, a: args.CreateTask) -> Reply:
     _check_wait(service, "wait_seconds", a.wait_seconds)
     view = await service.view()  # what may fail comes before the task is stored
+    full = await service.queries.limit(a.concurrency_key) if a.concurrency_key else None
     depends_on = await links.found(service, links.named(a))
     ids = {name: parent.id for name, parent in depends_on.items()}
     task, there = await _store(service, links.wish(a, new_task(service, a), ids))
     before, marks = ("Already created: ", {"deduplicated": True}) if there else ("Created ", {})
     if a.wait_seconds == 0:
-        return task_reply(task, replace(view, waits=links.waits(task, [*depends_on.values()])), before, marks)
+        return task_reply(task, replace(view, waits=links.waits(task, [*depends_on.values()], full)), before, marks)
     found = await service.wait_until(lambda tasks: all(t.ended for t in tasks), [task.id], a.wait_seconds, call.tell)
     after = found[0] if found else task
     return task_reply(after, await service.view([after]), before, marks)
@@ -192,6 +193,7 @@ def new_task(service: Service, a: args.TaskWish) -> NewTask:
         on_server_exit=a.on_server_exit or service.on_server_exit,
         labels=tuple(a.labels),
         retry=retry,
+        concurrency_key=a.concurrency_key,
     )
 
 

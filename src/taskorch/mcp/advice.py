@@ -7,6 +7,8 @@ from collections.abc import Collection
 from taskorch.domain.errors import InvalidInput, shown, snake_case
 
 NO_REPEATS = "A task runs once. Create the next one when this has ended, or leave repeating to the user's cron."
+LOCK = 'Of the tasks with one concurrency_key one works at a time, the others wait: write concurrency_key="deploy".'
+LIMIT = f"{LOCK} How many may is the user's setting, TASKORCH_LIMITS."
 ALWAYS = "Every task runs in the background; leave it out."
 GIVEN = "The server makes the id. Give a name instead: it will do wherever an id is wanted."
 ONE_EACH = "One call makes one task: call create_tasks for several."
@@ -31,6 +33,8 @@ UNKNOWN: dict[str, dict[str, str]] = {
         "cron cron_expression repeat repeat_every recurring recurrence interval interval_seconds every": NO_REPEATS,
         "ref": "Refs are for create_tasks; here depends_on takes ids and names.",
         "background run_in_background detach detached async async_mode is_background blocking": ALWAYS,
+        "mutex lock lock_key semaphore exclusive serial queue queue_name group group_id": LOCK,
+        "concurrency max_concurrent max_concurrency concurrency_limit max_parallel parallelism limit": LIMIT,
         "id task_id uuid": GIVEN,
         "tasks task_ids commands items": ONE_EACH,
         "paused": "Create it with delay_seconds or run_at, then call update_task(paused=true).",
@@ -55,6 +59,7 @@ UNKNOWN: dict[str, dict[str, str]] = {
         "status state phase": STATUS,
         "kind type": "The kind of a task is fixed; create a new task.",
         "retry retry_policy": "The policy of a task is fixed; max_attempts can be changed.",
+        "concurrency_key": "The concurrency_key of a task is fixed; create a new task.",
         "add_labels remove_labels add_tags": "Give labels in full: they take the place of the ones before.",
         "argv command cmd": 'Write payload={"argv": ["git", "fetch"]}.',
         "pause": "Write paused=true.",

@@ -19,6 +19,7 @@ def full_reply(task: Task, payload: Mapping[str, Any], history: History, view: V
     """The concise answer and the rest. `payload`: as it may be shown; `folder`: where the output files lie."""
     facts = task_facts(task, view, FULL_BYTES) | present(
         labels=list(task.labels) or None,
+        concurrency_key=task.concurrency_key,
         timeout_seconds=task.timeout_seconds,
         expires_at=task.expires_at and iso(task.expires_at),
         on_server_exit=task.on_server_exit,
@@ -37,9 +38,10 @@ def full_reply(task: Task, payload: Mapping[str, Any], history: History, view: V
     )
     settings = f"timeout {task.timeout_seconds:g} s, on server exit: {task.on_server_exit}"
     labels = f", labels: {', '.join(task.labels)}" if task.labels else ""
+    key = f', concurrency key "{task.concurrency_key}"' if task.concurrency_key else ""
     said = facts["payload"] if "payload_bytes" in facts else dumps(facts["payload"])
-    expires = f", expires {facts['expires_at']}" if task.expires_at else ""
-    lines = [headline(task, facts, view), *details(task, facts), f"payload: {said}", settings + labels + expires]
+    settings += labels + key + (f", expires {facts['expires_at']}" if task.expires_at else "")
+    lines = [headline(task, facts, view), *details(task, facts), f"payload: {said}", settings]
     lines += _order_lines(facts)
     lines += [f"retry: {dumps(facts['retry'])}"] if task.retry else []
     lines += [f"output files: {folder}"] if folder else []

@@ -11,6 +11,7 @@ from taskorch.mcp.service import Service
 from taskorch.storage.additions import Wish
 from taskorch.storage.dependencies import FIRST, Waits
 from taskorch.storage.ids import new_id
+from taskorch.storage.limits import Full
 
 MOST = 1_000  # tasks that one may depend on
 
@@ -48,8 +49,10 @@ def wish(a: TaskWish, new: NewTask, ids: Mapping[str, str], task_id: str | None 
     )
 
 
-def waits(task: Task, depends_on: Sequence[Task]) -> dict[str, Waits]:
-    """What a task waits for that was just created."""
+def waits(task: Task, depends_on: Sequence[Task], full: Full | None) -> dict[str, Waits | Full]:
+    """What a task waits for that was just created. `full`: what used up the limit of its concurrency_key before."""
+    if task.held and full:
+        return {task.id: full}
     parents = {parent.id: parent for parent in depends_on}
     first = [(parent.id, parent.name) for parent in parents.values() if not parent.ended]
     return {task.id: Waits(len(first), len(parents), tuple(first[:FIRST]))} if task.blocked and first else {}

@@ -1,6 +1,6 @@
 """The one place that turns a Task into what a client reads: short text, and structured facts that say the same."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import starmap
 from typing import Any
@@ -11,6 +11,7 @@ from taskorch.domain.task import Error, Phase, Progress, Reason, Status, Task
 from taskorch.mcp.wording import Facts, counts_text, cut_bytes, cut_json, iso, present, safe_text, seconds_text
 from taskorch.storage.dependencies import Waits
 from taskorch.storage.ids import FULL_ID
+from taskorch.storage.limits import Full
 from taskorch.storage.queries import Page
 from taskorch.storage.rows import dumps
 from taskorch.work.output import Slice
@@ -23,6 +24,8 @@ TIGHTER = ((200, CONCISE_BYTES), (64, 160), (44, 120), (44, 90), (32, 60), (24, 
 ROW_BYTES = 250  # of a list row as JSON, if its kind is short
 LIST_NAME_BYTES = 44  # of a name in it: at most, and where other fields are long at least
 NAME_BYTES_LEAST = 12
+KEY_BYTES = 28  # of a concurrency_key
+OTHERS_NAME_BYTES = 20  # of the name of a task that another one waits for
 # Reasons for which nothing was written: the whole message says what to do.
 SILENT = (Reason.NOT_ALLOWED, Reason.INVALID_PAYLOAD, Reason.SPAWN_ERROR, Reason.WORKER_LOST)
 
@@ -39,13 +42,13 @@ class Reply:
 class View:
     """What a reply depends on besides the task.
 
-    The time (ms), what live servers can run, the longest wait (s), and what blocked tasks wait for, by their ids.
+    The time (ms), what live servers can run, the longest wait (s), and what tasks wait for, by their ids.
     """
 
     now: int
     kinds: Collection[str]
     wait_cap_seconds: float
-    waits: Mapping[str, Waits] = field(default_factory=dict[str, Waits])
+    waits: Mapping[str, Waits | Full] = field(default_factory=dict[str, Waits | Full])
 
 
 def task_facts(task: Task, view: View, limit: int, name_limit: int = 200) -> Facts:
@@ -258,18 +261,41 @@ def state_text(task: Task, view: View) -> str:
 
 
 def why_blocked(task: Task, view: View) -> str:
-    """What a task waits for whose phase is blocked."""
-    if waits := view.waits.get(task.id):
-        more = ", …" if waits.unfinished > len(waits.first) else ""
-        names = ", ".join(task_id for task_id, _ in waits.first)
-        return f"waits for {waits.unfinished} of {waits.of} tasks: {names}{more}"
-    return "waits for other tasks" if task.blocked else f"no running server can do {shown(task.kind)}"
+    match view.waits.get(task.id):
+        case Waits(unfinished, of, first):
+            return f"waits for {unfinished} of {of} tasks: {_names(first, unfinished)}"
+        case Full(key, limit, working, first):
+            return f'limit {limit} of "{cut_bytes(key, KEY_BYTES)}"{_user(working, first)}'
+        case None if task.blocked:
+            return "waits for other tasks"
+        case None:
+            return "its concurrency_key is used up" if task.held else f"no running server can do {shown(task.kind)}"
+
+
+def _names(first: Sequence[tuple[str, str | None]], of: int) -> str:
+    """The first of so many tasks."""
+    return ", ".join([task_id for task_id, _ in first] + ["…"] * (of > len(first)))
+
+
+def _user(working: int, first: tuple[str, str | None] | None) -> str:
+    """Who uses up a limit."""
+    if first is None:
+        return ""
+    name = f' "{cut_bytes(first[1], OTHERS_NAME_BYTES)}"' if first[1] else ""
+    more = f" and {working - 1} more" if working > 1 else ""
+    return f"{' is used by' if working else ': next is'} {first[0]}{name}{more}"
 
 
 def waits_facts(task: Task, view: View) -> Facts | None:
-    """What `state_text` says of a task that waits for others; `tasks`: the first of them."""
-    waits = view.waits.get(task.id)
-    return waits and {"unfinished": waits.unfinished, "of": waits.of, "tasks": [task_id for task_id, _ in waits.first]}
+    """What `state_text` says of a task that waits for others; `tasks`, `working`: ids of the first of them."""
+    match view.waits.get(task.id):
+        case Waits(unfinished, of, first):
+            return {"unfinished": unfinished, "of": of, "tasks": [task_id for task_id, _ in first]}
+        case Full(key, limit, working, first):
+            used_by = [first[0]] if first and working else []
+            return {"concurrency_key": cut_bytes(key, KEY_BYTES), "limit": limit, "working": used_by}
+        case None:
+            return None
 
 
 def result_facts(task: Task, limit: int) -> Facts:

@@ -44,7 +44,7 @@ class Service:
 
     async def view(self, tasks: Sequence[Task] = ()) -> View:
         """What replies need to know of this moment, to tell of these tasks why they wait."""
-        now = await self.queries.situation([task for task in tasks if task.blocked])
+        now = await self.queries.situation([task for task in tasks if task.blocked or task.held])
         return View(self.store.now(), now.kinds, self.wait_cap_seconds, now.waits)
 
     def shown(self, task: Task) -> Mapping[str, Any]:

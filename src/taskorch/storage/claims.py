@@ -6,6 +6,7 @@ from taskorch.domain import readiness, rules
 from taskorch.domain.task import Task
 from taskorch.storage import bulk
 from taskorch.storage.database import Transaction
+from taskorch.storage.limits import Limits, without_room
 from taskorch.storage.rows import COLUMNS, SELECT, from_row, note, save, save_all
 
 BATCH = 500  # rows that one transaction promotes at most, so that others get their turn
@@ -23,22 +24,38 @@ NEXT_DUE = f"""SELECT min(at) FROM (
   UNION ALL SELECT min(expires_at) FROM tasks WHERE status = 'waiting' AND expires_at IS NOT NULL)"""
 
 
-def claim(tx: Transaction, owner: int, kinds: Mapping[str, int], free: int, now: int) -> list[Task]:
+def claim(tx: Transaction, owner: int, kinds: Mapping[str, int], free: int, limits: Limits, now: int) -> list[Task]:
     """Take ready tasks for `owner`, best first: `free` of any kind, and of each kind up to kinds[kind] ahead.
 
-    What is taken ahead has a further start left, so that a crash cannot spend its last one.
+    What is taken ahead has a further start left, so that a crash cannot spend its last one, and no concurrency_key,
+    whose place it would take without working. Of one key no more are taken than there is room for.
     """
+    chosen = _choose(tx, kinds, free, now)
+    while over := without_room(tx, chosen, limits):
+        for task in over:
+            save(tx, task, readiness.hold(task))
+        chosen = _choose(tx, kinds, free, now)
+    claimed = [(task, rules.claim(task, owner, now)) for task in chosen]
+    save_all(tx, claimed, CLAIMED)
+    bulk.insert(tx, "attempts", ATTEMPT_BEGIN, [(task.seq, task.attempt, owner, now) for _, task in claimed])
+    return [task for _, task in claimed]
+
+
+def _choose(tx: Transaction, kinds: Mapping[str, int], free: int, now: int) -> list[Task]:
     found: list[Task] = []
     for kind, more in kinds.items():
         found += _runnable(tx, kind, free + more, now)
     found.sort(key=lambda task: (-task.rank, task.seq))
-    claimed: list[tuple[Task, Task]] = []
+    chosen: list[Task] = []
     for task in found:
-        if len(claimed) < free or (len(claimed) < free + kinds[task.kind] and rules.starts_left(task) > 1):
-            claimed.append((task, rules.claim(task, owner, now)))
-    save_all(tx, claimed, CLAIMED)
-    bulk.insert(tx, "attempts", ATTEMPT_BEGIN, [(task.seq, task.attempt, owner, now) for _, task in claimed])
-    return [task for _, task in claimed]
+        if len(chosen) < free or (len(chosen) < free + kinds[task.kind] and _may_wait(task)):
+            chosen.append(task)
+    return chosen
+
+
+def _may_wait(task: Task) -> bool:
+    """Whether it may be claimed before there is a slot for it."""
+    return rules.starts_left(task) > 1 and task.concurrency_key is None
 
 
 def promote(tx: Transaction, now: int) -> None:

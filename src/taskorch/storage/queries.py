@@ -11,6 +11,7 @@ from taskorch.storage.claims import IN_TIME
 from taskorch.storage.database import Database
 from taskorch.storage.dependencies import Waits, waits
 from taskorch.storage.finding import NEWEST_NAMES, find
+from taskorch.storage.limits import Full, Limits, full
 from taskorch.storage.lives import Life, number, recall
 from taskorch.storage.rows import BY_ID, SELECT, from_row, load
 
@@ -88,10 +89,10 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """`kinds`: what the noted servers can run. `waits`: what blocked tasks wait for, by their ids."""
+    """`kinds`: what the noted servers can run. `waits`: what blocked and held tasks wait for, by their ids."""
 
     kinds: Collection[str]
-    waits: Mapping[str, Waits]
+    waits: Mapping[str, Waits | Full]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,11 @@ class Stats:
 
 
 class Queries:
-    def __init__(self, database: Database) -> None:
+    """`limits`: as the store's."""
+
+    def __init__(self, database: Database, limits: Limits | None = None) -> None:
         self._database = database
+        self._limits = limits or {}
 
     async def get(self, task_id: str) -> Task:
         """The task with that full id. Raises NotFound."""
@@ -154,9 +158,15 @@ class Queries:
         """What tells why these tasks wait."""
 
         def situation(db: sqlite3.Connection) -> Situation:
-            return Situation({row[0] for row in db.execute(RUNNABLE)}, waits(db, tasks))
+            held = [(task.id, task.concurrency_key) for task in tasks if task.held]
+            used_up = {task_id: full(db, key, self._limits) for task_id, key in held if key}
+            return Situation({row[0] for row in db.execute(RUNNABLE)}, {**waits(db, tasks), **used_up})
 
         return await self._database.read(situation)
+
+    async def limit(self, concurrency_key: str) -> Full:
+        """What uses up the limit of that key."""
+        return await self._database.read(lambda db: full(db, concurrency_key, self._limits))
 
     async def parents(self, task: Task) -> Collection[str]:
         """The ids of the tasks that it depends on."""

@@ -64,6 +64,12 @@ def load(connection: sqlite3.Connection, task_id: str) -> Task:
     return from_row(row)
 
 
+def as_stored(connection: sqlite3.Connection, tasks: Sequence[Task]) -> list[Task]:
+    """The tasks as they are now; one that was removed meanwhile as it was."""
+    rows = [connection.execute(BY_ID, (task.id,)).fetchone() for task in tasks]
+    return [from_row(row) if row else task for row, task in zip(rows, tasks, strict=True)]
+
+
 def held(tx: Transaction, task: Task) -> Task | None:
     """The row of an attempt as it is now, or None when (attempt, owner) is no longer the one that holds it."""
     row = tx.execute(BY_SEQ, (task.seq, task.id)).fetchone()

@@ -6,7 +6,6 @@ Each change is told to the listeners after its commit, with the rows as they are
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,12 +14,14 @@ import anyio
 from taskorch.domain import rules
 from taskorch.domain.errors import StoreError
 from taskorch.domain.task import NewTask, Outcome, Progress, Task
-from taskorch.storage import additions, claims, dependencies, lives, removed
+from taskorch.storage import additions, ageing, claims, dependencies, lives, removed, servers
 from taskorch.storage.database import Database, Transaction
 from taskorch.storage.ends import End, settle
+from taskorch.storage.limits import Limits, refill
 from taskorch.storage.queries import past_retention
 from taskorch.storage.rows import (
     SELECT,
+    as_stored,
     delete,
     dumps,
     from_row,
@@ -38,28 +39,12 @@ FOLLOW_SECONDS = 0.25  # how often to look whether another process has committed
 MOST_LIVE_TASKS = 2_000_000
 
 HELD_BY = f"{SELECT} WHERE status = 'working' AND owner = ?"
-OTHERS = """SELECT id, uuid, pid, started_at FROM servers WHERE id <> ?
-  UNION SELECT owner, '', 0, 0 FROM tasks
-    WHERE status = 'working' AND owner <> ? AND owner NOT IN (SELECT id FROM servers)"""
 # Not those whose results others still wait for.
 OLDEST_ENDED = """SELECT id FROM tasks WHERE finished_at IS NOT NULL AND id IN (SELECT value FROM json_each(?))
   AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN tasks c ON c.seq = d.child
     WHERE d.parent = tasks.seq AND c.finished_at IS NULL)
   ORDER BY finished_at, seq"""
 HAS = "SELECT 1 FROM tasks WHERE id = ?"
-REGISTER = "INSERT INTO servers(uuid, pid, started_at, version, kinds) VALUES (?, ?, ?, ?, ?) RETURNING id"
-LEAVE = """DELETE FROM servers
-  WHERE id = ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE status = 'working' AND owner = servers.id)"""
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Another server on this file: the owner number in rows, its lock's uuid ('' when unknown), its pid, since when."""
-
-    owner: int
-    uuid: str
-    pid: int
-    started_at: int
 
 
 def now_ms() -> int:
@@ -67,9 +52,19 @@ def now_ms() -> int:
 
 
 class Store:
-    def __init__(self, database: Database, clock: Callable[[], int] = now_ms, most_live: int = MOST_LIVE_TASKS) -> None:
+    """`limits`: how many tasks of a concurrency_key may work at a time; see `storage.limits`."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], int] = now_ms,
+        most_live: int = MOST_LIVE_TASKS,
+        limits: Limits | None = None,
+    ) -> None:
         self.now = clock
         self._most_live = most_live
+        self._limits = limits or {}
+        self._looked_at = ""  # the last concurrency_key that `age` has looked at
         self._database = database
         self._listeners: list[Listener] = []
         self._latest = 1 << 62  # by the clock when due tasks were last looked for; not yet: it may have been set back
@@ -109,7 +104,7 @@ class Store:
     async def add(self, new: NewTask) -> Task:
         """Store a new task; on disk when this returns. Raises Conflict when too many wait or work already."""
         row = additions.Wish(new).row(self.now(), blocked=False)
-        return await self._database.write_together(self._insert, row)
+        return (await self._as_left([await self._database.write_together(self._insert, row)]))[0]
 
     async def add_all(self, wishes: Sequence[additions.Wish]) -> list[tuple[Task, bool]]:
         """Store new tasks in one commit or none of them: each, and whether it was there already.
@@ -118,7 +113,9 @@ class Store:
         """
         now = self.now()
         rows = [wish.row(now, blocked=bool(wish.depends_on)) for wish in wishes]
-        return await self._database.write(lambda tx: additions.add_all(tx, wishes, rows, self._most_live, now))
+        added = await self._database.write(lambda tx: additions.add_all(tx, wishes, rows, self._most_live, now))
+        left = await self._as_left([task for task, _ in added])
+        return [(task, there) for task, (_, there) in zip(left, added, strict=True)]
 
     async def edit(self, task_id: str, changes: Mapping[str, Any], expected_version: int | None, by: str) -> Task:
         def edit(tx: Transaction) -> Task:
@@ -127,7 +124,7 @@ class Store:
             note(tx, after, "updated", by, ", ".join(sorted(changes)))
             return after
 
-        return await self._database.write(edit)
+        return (await self._as_left([await self._database.write(edit)]))[0]
 
     async def cancel(self, task_id: str, reason: str, by: str, life: int | None = None) -> Task:
         """Cancel a waiting task, ask a working one to stop, leave an ended one, or one no longer in that `life`."""
@@ -153,7 +150,7 @@ class Store:
             note(tx, after, "retried", by, lives.last_words(before))
             return after
 
-        return await self._database.write(retry)
+        return (await self._as_left([await self._database.write(retry)]))[0]
 
     async def delete(self, task_id: str, confirm: bool, by: str, asked: int | None = None) -> Task | None:
         """None: deleted. A task: it was working, is being cancelled, and is deleted when it has ended.
@@ -183,7 +180,7 @@ class Store:
         What is taken ahead has a further start left, so that a crash cannot spend its last one.
         """
 
-        return await self._database.write(lambda tx: claims.claim(tx, owner, kinds, free, self.now()))
+        return await self._database.write(lambda tx: claims.claim(tx, owner, kinds, free, self._limits, self.now()))
 
     async def settle(self, task: Task, outcome: Outcome, started_at: int | None = None) -> bool:
         """Record how an attempt ended; False: it is no longer ours, and nothing was written."""
@@ -235,6 +232,13 @@ class Store:
         """Put right what other programs have done to the rows: let go what waits for nothing any more."""
         await self._database.write(lambda tx: dependencies.repair(tx, self.now()))
 
+    async def age(self) -> None:
+        """Raise what has waited long, and let in what is held without need. To be called about once a minute."""
+        look = partial(ageing.look, after=self._looked_at, limits=self._limits, now=self.now())
+        found, self._looked_at = await self._database.read(look)
+        for some in found.steps():
+            await self._database.write(partial(ageing.do, found=some, limits=self._limits, now=self.now()))
+
     async def held_by(self, owner: int) -> list[Task]:
         """What that server works on."""
         return await self._database.read(lambda db: [from_row(row) for row in db.execute(HELD_BY, (owner,))])
@@ -244,15 +248,15 @@ class Store:
     async def register(self, uuid: str, pid: int, version: str, kinds: Sequence[str]) -> int:
         """Note a server that starts; its owner number."""
         values = (uuid, pid, self.now(), version, dumps(list(kinds)))
-        return await self._database.write(lambda tx: tx.execute(REGISTER, values).fetchone()[0])
+        return await self._database.write(lambda tx: tx.execute(servers.REGISTER, values).fetchone()[0])
 
     async def leave(self, owner: int) -> None:
         """Forget a server that holds no task any more; one that does is forgotten by who takes them over."""
-        await self._database.write(lambda tx: tx.execute(LEAVE, (owner,)))
+        await self._database.write(lambda tx: tx.execute(servers.LEAVE, (owner,)))
 
-    async def others(self, owner: int) -> list[Peer]:
+    async def others(self, owner: int) -> list[servers.Peer]:
         """Every other server that is noted, or that rows still name."""
-        return await self._database.read(lambda db: [Peer(*row) for row in db.execute(OTHERS, (owner, owner))])
+        return await self._database.read(lambda db: servers.others(db, owner))
 
     async def stored(self, task_ids: Sequence[str]) -> set[str]:
         """Those of the ids that are stored."""
@@ -280,7 +284,15 @@ class Store:
     def _before_commit(self, tx: Transaction) -> None:
         """What the changes mean to other tasks belongs to the same commit."""
         dependencies.follow(tx, self.now())
+        refill(tx, self._limits, self.now())
         keep_counts(tx)
+
+    async def _as_left(self, tasks: Sequence[Task]) -> Sequence[Task]:
+        """The tasks as they are after the commit, which decides last who of a concurrency_key may start."""
+        if any(task.concurrency_key for task in tasks):
+            with suppress(StoreError):  # what was asked for is done
+                return await self._database.read(partial(as_stored, tasks=tasks))
+        return tasks
 
     async def _restore_backoffs(self, now: int) -> None:
         while await self._database.read(lambda db: db.execute(claims.STRANDED, (now, now)).fetchone()):

@@ -1,6 +1,7 @@
 """Retention: ended tasks past their time are deleted, and the output of tasks that are gone with them.
 
-All output together has a limit: what is over it goes, the output of the tasks that ended first.
+All output together has a limit: what is over it goes, the output of the tasks that ended first. And what waits long is
+looked after, so that no task starves.
 """
 
 import logging
@@ -17,6 +18,7 @@ from taskorch.domain.errors import StoreError
 from taskorch.storage.place import set_aside_files
 from taskorch.storage.store import Change, Store
 
+AGE_SECONDS = 60.0  # how often tasks that wait long are looked at
 QUOTA_SECONDS = 60.0  # how often the size of all output is looked at
 STRAY_SECONDS = 60.0  # a folder younger than this may belong to a task that another server creates just now
 
@@ -51,6 +53,7 @@ class Housekeeper:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._remove_output)
                 group.start_soon(self._keep_quota)
+                group.start_soon(self._age)
                 while True:
                     await self.clean()
                     await anyio.sleep(self._interval_seconds)
@@ -92,6 +95,14 @@ class Housekeeper:
             except (StoreError, OSError) as error:
                 log.warning("looking at the output: %s", error)
             await anyio.sleep(QUOTA_SECONDS)
+
+    async def _age(self) -> None:
+        while True:
+            try:
+                await self._store.age()
+            except StoreError as error:
+                log.warning("looking at what waits long: %s", error)
+            await anyio.sleep(AGE_SECONDS)
 
     def _heard(self, changes: Sequence[Change]) -> None:
         gone = [task_id for task_id, task in changes if task is None]

@@ -11,7 +11,8 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from taskorch.domain.errors import StoreError
 from taskorch.domain.task import Failed, Interrupted, Outcome, Reason, Status, Task
-from taskorch.storage.store import Change, Peer, Store
+from taskorch.storage.servers import Peer
+from taskorch.storage.store import Change, Store
 from taskorch.work.attempt import Attempt, Ending, Kind, Remains, kind_of, left_as, ready, unbegun
 from taskorch.work.pace import Pace
 from taskorch.work.peers import Peers
@@ -216,17 +217,16 @@ class Worker:
             elif task.status is Status.WAITING:
                 if task.ready:
                     self._may_claim()
-                if not task.ready or task.expires_at is not None:
+                if not (task.ready or task.held) or task.expires_at is not None:
                     self._due.set()
             elif task.cancel_requested_at is not None and task.owner == self._owner:
                 self._cancel(task)
 
     def _cancel(self, task: Task) -> None:
-        key = (task.id, task.attempt)
-        if attempt := self._attempts.get(key):
+        if attempt := self._attempts.get((task.id, task.attempt)):
             attempt.end(Ending.CANCEL)
         else:
-            self._unwanted.add(key)
+            self._unwanted.add((task.id, task.attempt))
 
     def _may_claim(self) -> None:
         self._drained = False

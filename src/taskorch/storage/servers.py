@@ -1,0 +1,26 @@
+"""The servers on a file, as they note themselves in it."""
+
+import sqlite3
+from dataclasses import dataclass
+
+OTHERS = """SELECT id, uuid, pid, started_at FROM servers WHERE id <> ?
+  UNION SELECT owner, '', 0, 0 FROM tasks
+    WHERE status = 'working' AND owner <> ? AND owner NOT IN (SELECT id FROM servers)"""
+REGISTER = "INSERT INTO servers(uuid, pid, started_at, version, kinds) VALUES (?, ?, ?, ?, ?) RETURNING id"
+LEAVE = """DELETE FROM servers
+  WHERE id = ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE status = 'working' AND owner = servers.id)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another server on this file: the owner number in rows, its lock's uuid ('' when unknown), its pid, since when."""
+
+    owner: int
+    uuid: str
+    pid: int
+    started_at: int
+
+
+def others(db: sqlite3.Connection, owner: int) -> list[Peer]:
+    """Every other server that is noted, or that rows still name."""
+    return [Peer(*row) for row in db.execute(OTHERS, (owner, owner))]
