@@ -89,7 +89,9 @@ def check_task(reply: Answer) -> Facts:
     facts = reply.facts
     required = {"id", "kind", "status", "priority", "attempt", "max_attempts", "created_at", "version"}
     optional = {"name", "phase", "waits_for", "progress", "result", "result_bytes", "error", "run_at"}
-    assert required <= facts.keys() <= required | optional | {"started_at", "finished_at", "next"}
+    optional |= {"started_at", "finished_at", "next"}
+    runs = {"next_runs", "time_zone"} if "next_runs" in facts else set[str]()
+    assert required <= facts.keys() <= required | optional | runs
     assert ID.fullmatch(facts["id"])
     _check_state(facts)
     assert facts["priority"] in ("low", "medium", "high")
@@ -104,6 +106,7 @@ def check_task(reply: Answer) -> Facts:
     said = [facts["id"], facts["status"], facts["priority"], facts["kind"], f"version {facts['version']}"]
     said += [f"{facts['attempt']}/{facts['max_attempts']}", facts["created_at"]]
     said += [facts[name] for name in ("name", "phase", "next") if name in facts]
+    said += [*facts.get("next_runs", ()), *(facts[name] for name in runs - {"next_runs"})]
     said += [str(error["exit_code"])] if "exit_code" in error else []
     said += _durations(facts)
     said += [str(error[name]) for name in ("reason", "message") if name in error]

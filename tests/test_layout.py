@@ -153,6 +153,13 @@ def test_the_rules_are_pure(name: str) -> None:
     assert "Random()" not in source
 
 
+def test_schedules_are_reckoned_from_the_time_that_comes_in() -> None:
+    assert MODULES["domain.schedules"].others <= {
+        *("collections", "cronsim", "dataclasses", "datetime", "itertools", "typing", "zoneinfo")
+    }
+    assert not re.search(r"now\(|today\(|await", file("domain.schedules").read_text())
+
+
 # Sizes and contents.
 
 

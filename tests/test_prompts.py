@@ -1,5 +1,6 @@
 """The prompts: what is listed, what each says of the real store, and what completes its arguments, in both eras."""
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from taskorch.domain.errors import StoreError
 from taskorch.domain.task import Reason
 from taskorch.mcp import briefs
 from taskorch.mcp.prompts import PROMPTS
+from taskorch.mcp.schedules import ScheduleWish
 from taskorch.mcp.tools import TOOLS
 
 BYTES = 2_048
@@ -54,8 +56,9 @@ def names_only_what_there_is(text: str) -> None:
         assert tool in TOOLS, tool
         for name in re.findall(r"\b([a-z_]+)=", given):
             assert name in TOOLS[tool].arguments.model_fields, f"{tool}: {name}"
+    models = [*(tool.arguments for tool in TOOLS.values()), ScheduleWish]
     words = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", own)) - set(map(str, Reason))
-    every = set(TOOLS) | {name for tool in TOOLS.values() for name in tool.arguments.model_fields}
+    every = set(TOOLS) | {name for model in models for name in model.model_fields}
     assert words <= every
 
 
@@ -234,6 +237,16 @@ async def test_a_plain_time_is_worked_out(client: Client) -> None:
     moment = (datetime.now(UTC) + timedelta(days=2)).replace(microsecond=0)
     text = await get(client, "schedule", what="x", when=moment.isoformat())
     assert f'That is run_at="{moment:%Y-%m-%dT%H:%M:%S}.000Z".' in text
+
+
+async def test_a_repetition_is_one_schedule(client: Client) -> None:
+    text = await get(client, "schedule", what="run the backup", when="every weekday at 7")
+    assert 'schedule={"cron": "0 7 * * 1-5", "time_zone": "' in text and "runs once" not in text
+    written = re.findall(r"schedule=(\{[^}]*\})", text)
+    assert len(written) == 2
+    for one in written:
+        made = await create(client, kind="echo", schedule=json.loads(one))
+        assert len(made["next_runs"]) == 3
 
 
 @pytest.mark.parametrize(

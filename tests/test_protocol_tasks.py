@@ -180,6 +180,12 @@ async def test_bad_arguments_are_refused_before_there_is_a_task(host: Talk, argu
     assert (await host.call("list_tasks"))["structuredContent"]["tasks"] == []
 
 
+async def test_a_schedule_has_no_end_that_a_handle_could_tell(host: Talk) -> None:
+    result = await host.call("create_task", kind="echo", wait_seconds=20, schedule="0 7 * * *")
+    assert result["isError"] and "no end to wait for" in result["content"][0]["text"]
+    assert (await host.call("list_tasks"))["structuredContent"]["tasks"] == []
+
+
 async def test_a_task_that_is_stored_is_told_even_if_no_handle_can_be_made(
     host: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,9 @@ MEANT: list[tuple[str, Facts, Facts]] = [
     ("update_task", {"task_id": "x", "changes": {"priority": "low"}}, {"task_id": "x", "priority": "low"}),
     ("update_task", {"task_id": "x", "updates": '{"paused": true}'}, {"task_id": "x", "paused": True}),
     ("update_task", {"task": {"id": "x", "paused": True}}, {"task_id": "x", "paused": True}),
+    # Schedules.
+    ("create_task", soon(schedule="0 7 * * *"), soon(schedule={"cron": "0 7 * * *"})),
+    ("create_task", soon(schedule='{"every_seconds": 60}'), soon(schedule={"every_seconds": 60})),
     # Units.
     *(
         ("create_task", soon(delay_seconds=text), soon(delay_seconds=seconds))
@@ -243,8 +246,21 @@ TOLD: list[tuple[str, Facts, list[str]]] = [
     ("wait_for_tasks", {"task_ids": ["failed"], "timeout_seconds": 60_000}, ["60000", "at most 50", "Wait 50 s"]),
     ("wait_for_tasks", {"task_ids": ["failed"], "timeout_ms": 120_000}, ["120", "at most 50"]),
     # Wishes.
-    ("create_task", soon(cron="0 9 * * *"), ["'cron'", "runs once"]),
-    ("create_task", soon(repeat="daily"), ["'repeat'", "runs once"]),
+    *(
+        ("create_task", soon(**{name: value}), [repr(name), 'write schedule={"cron": "0 7 * * 1-5"}'])
+        for name, value in {
+            "cron": "0 9 * * *",
+            "cron_expression": "0 9 * * *",
+            "repeat": "daily",
+            "every": "5m",
+            "interval": 60,
+            "every_seconds": 60,
+            "recurrence": {"freq": "daily"},
+        }.items()
+    ),
+    ("create_task", soon(timezone="UTC"), ["'timezone'", "belongs to a schedule"]),
+    ("update_task", {"task_id": "command", "schedule": "0 9 * * *"}, ["'schedule'", "cancel_task it, create another"]),
+    ("update_task", {"task_id": "command", "cron": "0 9 * * *"}, ["'cron'", "run_at or delay_seconds=0"]),
     ("create_task", soon(depends_on=["x"]), ["depends_on: No task 'x'", "list_tasks"]),
     ("create_task", soon(depends_on="x"), ["depends_on: No task 'x'"]),
     ("create_task", soon(after=["x"]), ["depends_on: No task 'x'"]),

@@ -7,6 +7,7 @@ the epoch (UTC). `schema.sql` repeats the invariants as CHECK constraints.
 from collections.abc import Mapping
 from typing import Any
 
+from taskorch.domain import schedules
 from taskorch.domain.errors import Conflict
 from taskorch.domain.readiness import backoff_ms, file, is_expired, may_help, may_run
 from taskorch.domain.task import (
@@ -43,7 +44,13 @@ EDITABLE_WORKING = frozenset({"priority", "labels"})
 
 
 def create(new: NewTask, *, seq: int, task_id: str, now: int, blocked: bool = False) -> Task:
-    """A new waiting task, in the ready index if it may run now. `blocked`: it depends on one that has not ended."""
+    """A new waiting task, in the ready index if it may run now. `blocked`: it depends on one that has not ended.
+
+    Raises InvalidInput for a schedule that never fires.
+    """
+    schedule, run_at = new.schedule, new.run_at
+    if schedule is not None:
+        schedule, run_at = schedules.begun(schedule, run_at, now)
     task = with_values(
         BLANK,
         seq=seq,
@@ -59,9 +66,9 @@ def create(new: NewTask, *, seq: int, task_id: str, now: int, blocked: bool = Fa
         labels=new.labels,
         concurrency_key=new.concurrency_key,
         retry=new.retry,
-        schedule=new.schedule,
+        schedule=schedule,
         blocked=blocked,
-        run_at=new.run_at,
+        run_at=run_at,
         expires_at=new.expires_at,
         created_at=now,
         updated_at=now,
@@ -143,6 +150,11 @@ def expire(task: Task, now: int) -> Task:
     return _end(task, Status.FAILED, now, task.started_at, error=error)
 
 
+def never(task: Task, why: str, now: int) -> Task:
+    """waiting → failed: a schedule that cannot fire any more."""
+    return _end(task, Status.FAILED, now, task.started_at, error=Error(Reason.ERROR, why))
+
+
 def follow(task: Task, parents: Parents, now: int) -> Task:
     """waiting → waiting, cancelled or failed: a task that this one depends on has changed."""
     if task.status is not Status.WAITING:
@@ -177,7 +189,7 @@ def retry(task: Task, run_at: int | None, now: int, blocked: bool = False) -> Ta
     return _wait(
         task,
         now,
-        run_at=run_at,
+        run_at=run_at if task.schedule is None else schedules.resumed(task, run_at, now),
         error=None,
         max_attempts=max(task.max_attempts, task.attempt - task.interruptions + 1),
         paused=False,
@@ -206,7 +218,7 @@ def edit(task: Task, changes: Mapping[str, Any], expected_version: int | None, n
         )
     if "payload" in changes and task.attempt > 0:
         raise Conflict(f"{task.label} has started before, so its payload is fixed. Create a new task instead.")
-    fields = dict(changes)
+    fields = dict(changes) if task.schedule is None else schedules.edited(task, changes, now)
     if (most := fields.get("max_attempts")) is not None and most + task.interruptions <= task.attempt:
         least = task.attempt - task.interruptions + 1
         raise Conflict(f"{task.label} has had {least - 1} start(s); max_attempts must be at least {least}.")

@@ -95,13 +95,17 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """When a schedule creates tasks: by `cron` (5 fields, in `time_zone`) or `every_seconds`; one of them is None."""
+    """When a schedule creates tasks: by `cron` (5 fields, in `time_zone`) or `every_seconds`; one of them is None.
+
+    `start`: where the grid of `every_seconds` begins, in milliseconds since the epoch; the task knows it once created.
+    """
 
     cron: str | None
     every_seconds: float | None
     time_zone: str
     catch_up: CatchUp = "once"
     overlap: Overlap = "skip"
+    start: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ from taskorch.domain.errors import InvalidInput, did_you_mean, shown
 from taskorch.domain.task import RECIPE, Kind, NewTask, Priority, Status, Task
 from taskorch.mcp import arguments as args
 from taskorch.mcp import links
+from taskorch.mcp import schedules as timing
 from taskorch.mcp.health import stats_reply
 from taskorch.mcp.history import full_reply
 from taskorch.mcp.policies import given_policy
 from taskorch.mcp.replies import Reply, list_reply, output_reply, task_reply
 from taskorch.mcp.service import Service, Tell, missing
-from taskorch.mcp.waits import wait_order, wait_reply
+from taskorch.mcp.waits import awaited, wait_order, wait_reply
 from taskorch.mcp.wording import iso
 from taskorch.storage.additions import Wish
 from taskorch.storage.queries import Filters
@@ -139,12 +140,14 @@ async def wait_for_tasks(service: Service, call: Call, a: args.WaitForTasks) -> 
     ids, gone = await service.stored(a.task_ids)
     until = all if a.until == "all" else any
 
-    def done(tasks: Sequence[Task]) -> bool:
-        return until(task.ended for task in tasks) or (a.until == "any" and len(tasks) < len(ids)) or not tasks
+    def over(tasks: Sequence[Task]) -> bool:
+        known = awaited(tasks)
+        return until(task.ended for task in known) or (a.until == "any" and len(tasks) < len(ids)) or not known
 
-    tasks = await service.wait_until(done, ids, min(seconds, service.wait_cap_seconds), call.tell)
+    tasks = await service.wait_until(over, ids, min(seconds, service.wait_cap_seconds), call.tell)
     tails = await service.tails(wait_order(tasks))
-    return wait_reply(tasks, gone + missing(ids, tasks), done(tasks), tails, await service.view(tasks))
+    done = over(tasks) and (bool(awaited(tasks)) or not tasks)
+    return wait_reply(tasks, gone + missing(ids, tasks), done, tails, await service.view(tasks))
 
 
 async def get_task_output(service: Service, call: Call, a: args.GetTaskOutput) -> Reply:
@@ -181,6 +184,8 @@ def new_task(service: Service, a: args.TaskWish) -> NewTask:
     if a.expires_at is not None:
         _check_expiry(a.expires_at, run_at, now)
     retry, max_attempts = given_policy(a, kind)
+    if a.schedule is not None:
+        _check_schedule(a)
     return NewTask(
         kind=a.kind,
         payload=a.payload,
@@ -194,6 +199,7 @@ def new_task(service: Service, a: args.TaskWish) -> NewTask:
         labels=tuple(a.labels),
         retry=retry,
         concurrency_key=a.concurrency_key,
+        schedule=None if a.schedule is None else timing.wished(a.schedule),
     )
 
 
@@ -224,6 +230,16 @@ def _check_expiry(expires_at: int, run_at: int | None, now: int) -> None:
             f"expires_at {iso(expires_at)} must lie ahead, and after run_at; the task could never start. "
             "Choose a later time."
         )
+
+
+def _check_schedule(a: args.TaskWish) -> None:
+    """Raise InvalidInput for what a schedule, which never starts and has no end, cannot have."""
+    if links.named(a):
+        raise InvalidInput("A schedule cannot depend on other tasks; leave out depends_on, and $result in the payload.")
+    if a.expires_at is not None:
+        raise InvalidInput("A schedule has no expires_at; leave it out, and call cancel_task to end the schedule.")
+    if isinstance(a, args.CreateTask) and a.wait_seconds:
+        raise InvalidInput("A schedule has no end to wait for; leave out wait_seconds.")
 
 
 def _check_wait(service: Service, name: str, seconds: float) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Collection
 
 from taskorch.domain.errors import InvalidInput, shown, snake_case
 
-NO_REPEATS = "A task runs once. Create the next one when this has ended, or leave repeating to the user's cron."
+REPEATS = 'To repeat it write schedule={"cron": "0 7 * * 1-5"} or schedule={"every_seconds": "5m"}.'
+FIXED = "A schedule's times are fixed: cancel_task it, create another. run_at or delay_seconds=0 moves its next time."
+OF_SCHEDULES = 'It belongs to a schedule: schedule={"cron": "0 7 * * *", "time_zone": "UTC"}.'
 LOCK = 'Of the tasks with one concurrency_key one works at a time, the others wait: write concurrency_key="deploy".'
 LIMIT = f"{LOCK} How many may is the user's setting, TASKORCH_LIMITS."
 ALWAYS = "Every task runs in the background; leave it out."
@@ -30,7 +32,9 @@ FULL = 'Write detail="full" for payload, attempts and events; get_task_output ha
 # For each tool: words for what it does not have, and what to do about it.
 UNKNOWN: dict[str, dict[str, str]] = {
     "create_task": {
-        "cron cron_expression repeat repeat_every recurring recurrence interval interval_seconds every": NO_REPEATS,
+        "cron cron_expression crontab rrule repeat repeat_every recurring recurrence": REPEATS,
+        "interval interval_seconds every every_seconds": REPEATS,
+        "time_zone timezone tz catch_up overlap": OF_SCHEDULES,
         "ref": "Refs are for create_tasks; here depends_on takes ids and names.",
         "background run_in_background detach detached async async_mode is_background blocking": ALWAYS,
         "mutex lock lock_key semaphore exclusive serial queue queue_name group group_id": LOCK,
@@ -57,6 +61,7 @@ UNKNOWN: dict[str, dict[str, str]] = {
     "get_task": {"full verbose include include_history include_output include_payload history details": FULL},
     "update_task": {
         "status state phase": STATUS,
+        "schedule cron every_seconds interval time_zone": FIXED,
         "kind type": "The kind of a task is fixed; create a new task.",
         "retry retry_policy": "The policy of a task is fixed; max_attempts can be changed.",
         "concurrency_key": "The concurrency_key of a task is fixed; create a new task.",

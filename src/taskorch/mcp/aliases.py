@@ -59,6 +59,9 @@ def understood(raw: Mapping[str, Any], known: Collection[str]) -> Raw:
         arguments[right] = meant
     if "payload" in arguments:
         arguments["payload"] = argv.parsed(arguments["payload"], dict)
+    if "schedule" in known and isinstance(text := arguments.get("schedule"), str):
+        given = argv.parsed(text, dict)
+        arguments["schedule"] = {"cron": text} if given is text else given
     if "payload" in known and "kind" in known:
         _gather_command(arguments, known)
     if "retry" in known and "retry" in arguments:

@@ -90,11 +90,12 @@ def _unique(value: list[str]) -> list[str]:
     return list(dict.fromkeys(value))
 
 
+Word = BeforeValidator(_word)
 Time = Annotated[int, BeforeValidator(moment), WithJsonSchema({"type": "string", "format": "date-time"})]
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line), AfterValidator(_name)]
 Key = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line)]
-PriorityName = Annotated[Literal["low", "medium", "high"], BeforeValidator(_word)]
+PriorityName = Annotated[Literal["low", "medium", "high"], Word]
 StatusName = Annotated[Literal["waiting", "working", "completed", "failed", "cancelled"], BeforeValidator(_one_status)]
 Payload = Annotated[dict[str, Any], BeforeValidator(_object), AfterValidator(_payload)]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_line)]
@@ -129,14 +130,14 @@ class TaskWish(Arguments):
     delay_seconds: Delay | None = None
     run_at: Time | None = None
     expires_at: Annotated[Time | None, Field(description="fails if not started by then")] = None
-    on_server_exit: Annotated[Literal["survive", "stop"], BeforeValidator(_word)] | None = None
+    on_server_exit: Annotated[Literal["survive", "stop"], Word] | None = None
     labels: Labels = []
     depends_on: Annotated[
         list[Id],
         Field(max_length=1000, description="ids or names: starts when they have completed"),
         AfterValidator(_unique),
     ] = []
-    on_dependency_failure: Annotated[Literal["cancel", "fail", "run"], BeforeValidator(_word)] = "cancel"
+    on_dependency_failure: Annotated[Literal["cancel", "fail", "run"], Word] = "cancel"
     retry: Annotated[
         dict[str, Any] | None,
         Field(description="on_exit?, fail_on_exit?: exit codes; first_delay_seconds?, factor?, max_delay_seconds?"),
@@ -183,7 +184,7 @@ class ListTasks(Arguments):
 
 class GetTask(Arguments):
     task_id: Id
-    detail: Annotated[Literal["concise", "full"], BeforeValidator(_word)] = "concise"
+    detail: Annotated[Literal["concise", "full"], Word] = "concise"
 
 
 class UpdateTask(Arguments):
@@ -218,7 +219,7 @@ class DeleteTask(Arguments):
 
 class WaitForTasks(Arguments):
     task_ids: Annotated[list[Id], Field(min_length=1, max_length=100)]
-    until: Annotated[Literal["all", "any"], BeforeValidator(_word)] = "all"
+    until: Annotated[Literal["all", "any"], Word] = "all"
     timeout_seconds: Seconds = 25
 
 
@@ -245,14 +246,17 @@ def start(delay_seconds: float | None, run_at: int | None, now: int) -> int | No
     return now + round(delay_seconds * 1000) if delay_seconds is not None else run_at
 
 
-def parse(model: type[Model], raw: Mapping[str, Any]) -> Model:
-    """The arguments as a model; null means "not given". Raises InvalidInput with a sentence for each mistake."""
+def parse(model: type[Model], raw: Mapping[str, Any], where: str = "") -> Model:
+    """The arguments as a model; null means "not given". Raises InvalidInput with a sentence for each mistake.
+
+    `where`: the name of the argument that all of them stand in.
+    """
     _check_text(raw, "", -2 if model is CreateTasks else 0)  # each task may be as deep as it may alone
     try:
         given = {name: value for name, value in raw.items() if value is not None or name not in model.model_fields}
         return model.model_validate(given)
     except ValidationError as error:
-        raise InvalidInput(readable(error, known=list(model.model_fields))) from None
+        raise InvalidInput(readable(error, where, list(model.model_fields))) from None
 
 
 def schema(model: type[Arguments]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from taskorch.domain.task import COMMAND, Reason, Status, Task
 from taskorch.mcp.arguments import DAY_SECONDS, DAYS
 from taskorch.mcp.moments import duration
 from taskorch.mcp.replies import CONCISE_BYTES, View, error_facts, error_text, headline, next_call, task_facts
+from taskorch.mcp.schedules import machine_zone
 from taskorch.mcp.service import Service
 from taskorch.mcp.wording import counts_text, cut_bytes, iso, visible, visible_line
 from taskorch.storage.queries import WINDOW_MS, Filters, History
@@ -112,20 +113,24 @@ it worked. Ask me what you do not know; guess no paths."""
 
 
 async def schedule(service: Service, what: str, when: str) -> str:
-    """How to have something start later. Raises InvalidInput for a time that cannot be."""
+    """How to have something start later, once or again and again. Raises InvalidInput for a time that cannot be."""
     now = service.store.now()
     local = datetime.fromtimestamp(now / 1000).astimezone().isoformat(timespec="minutes")
+    zone = machine_zone() or "UTC"
     return f"""\
-Have taskorch do this later, with one create_task, and tell me its id and when it starts.
+Have taskorch do this later, with one create_task, and tell me its id and when it starts, or the next runs.
 What: {_asked(what)}
 When: {_asked(when)}
 
 It is {iso(now)}; the clock here shows {local}. {_moment(when, now)}
 - kind "command" takes payload={{"argv": ["git", "fetch"], "cwd": "/absolute"}}, an argument list, never a shell line.
-- It starts then if a taskorch server runs, which is while a host is open; else when the next one starts. If it must \
-not start late, give expires_at too.
-- A task runs once, nothing repeats by itself. If I asked for a repetition, say so and offer one task for each time.
-- Until it starts, update_task(task_id="...", run_at="...") moves it and cancel_task(task_id="...") calls it off.
+- Once: it starts then if a taskorch server runs, which is while a host is open; else when the next one starts. If it \
+must not start late, give expires_at too.
+- Again and again: no run_at, but schedule={{"cron": "0 7 * * 1-5", "time_zone": "{zone}"}} (minute, hour, day of the \
+month, month, day of the week) or schedule={{"every_seconds": "15m"}}. Each time makes a task of its own. Of times \
+that pass while no server runs catch_up="once" makes up one (the default), "skip" none, "all" each. While the task \
+before still runs, overlap="skip" leaves one out (the default) and "queue" does not. Give it a name.
+- update_task(task_id="...", run_at="...") moves it, paused=true holds it, and cancel_task(task_id="...") calls it off.
 If it is not plain what is to run, or when, ask me first."""
 
 
@@ -151,7 +156,7 @@ def _moment(when: str, now: int) -> str:
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None or not 1970 < moment.year < 9999:
-        return f"Work out run_at: ISO 8601 with its zone, at most {DAYS} days ahead."
+        return f"Work out run_at: ISO 8601 with its zone, at most {DAYS} days ahead. Or the schedule."
     at = round(moment.timestamp() * 1000)
     if at <= now:
         raise InvalidInput(f"when {shown(when)} has passed; it is {iso(now)}.")

@@ -7,6 +7,7 @@ from typing import Any
 from taskorch.domain.readiness import USUAL
 from taskorch.domain.task import Retry, Task
 from taskorch.mcp.replies import CONCISE_BYTES, Reply, View, details, headline, quoted, task_facts
+from taskorch.mcp.schedules import schedule_facts
 from taskorch.mcp.wording import Facts, cut_bytes, cut_json, iso, present, visible
 from taskorch.storage.queries import History
 from taskorch.storage.rows import dumps
@@ -29,6 +30,8 @@ def full_reply(task: Task, payload: Mapping[str, Any], history: History, view: V
         depends_on=_others(history.depends_on),
         on_dependency_failure=history.depends_on[0]["on_failure"] if history.depends_on else None,
         dependents=_others(history.dependents),
+        schedule=schedule_facts(task.schedule) if task.schedule else history.schedule,
+        firings=[_firing_facts(row) for row in history.firings] or None,
         cancel_requested_at=task.cancel_requested_at and iso(task.cancel_requested_at),
         updated_at=iso(task.updated_at),
         output_folder=folder,
@@ -42,7 +45,7 @@ def full_reply(task: Task, payload: Mapping[str, Any], history: History, view: V
     said = facts["payload"] if "payload_bytes" in facts else dumps(facts["payload"])
     settings += labels + key + (f", expires {facts['expires_at']}" if task.expires_at else "")
     lines = [headline(task, facts, view), *details(task, facts), f"payload: {said}", settings]
-    lines += _order_lines(facts)
+    lines += _order_lines(facts) + _schedule_lines(facts)
     lines += [f"retry: {dumps(facts['retry'])}"] if task.retry else []
     lines += [f"output files: {folder}"] if folder else []
     lines += ["history:", f"  {iso(task.created_at)} created", *_history_lines(history)]
@@ -72,6 +75,16 @@ def _retry_facts(policy: Retry) -> Facts:
     """What is not as usual in it, by the names that it was given by."""
     facts = {name: value for name, value in asdict(policy).items() if value != getattr(USUAL, name)}
     return facts | {name: [*facts[name]] for name in ("on_exit", "fail_on_exit") if name in facts}
+
+
+def _schedule_lines(facts: Facts) -> list[str]:
+    lines = [f"schedule: {dumps(facts['schedule'])}"] if "schedule" in facts else []
+    lines += ["created last:"] if "firings" in facts else []
+    return lines + [f"  {row['task']} {row['status']}, for {row['at']}" for row in facts.get("firings", ())]
+
+
+def _firing_facts(row: Mapping[str, Any]) -> Facts:
+    return {"at": iso(row["at"]), "task": row["task"], "status": row["status"]}
 
 
 def _attempt_facts(row: Mapping[str, Any]) -> Facts:

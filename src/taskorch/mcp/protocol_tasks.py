@@ -163,6 +163,8 @@ def _given(params: mt.CallToolRequestParams) -> dict[str, Any]:
 
 def _waits(arguments: Mapping[str, Any], most: float) -> bool:
     """Whether the tool would accept the arguments' `wait_seconds` and wait. It refuses the others, as always."""
+    if arguments.get("schedule") is not None:
+        return False
     try:
         return 0 < SECONDS.validate_python(arguments.get("wait_seconds", 0)) <= most
     except ValidationError:

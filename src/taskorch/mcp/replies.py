@@ -8,6 +8,7 @@ from typing import Any
 from taskorch.domain import readiness
 from taskorch.domain.errors import shown
 from taskorch.domain.task import Error, Phase, Progress, Reason, Status, Task
+from taskorch.mcp.schedules import runs_facts, runs_text
 from taskorch.mcp.wording import Facts, counts_text, cut_bytes, cut_json, iso, present, safe_text, seconds_text
 from taskorch.storage.dependencies import Waits
 from taskorch.storage.ids import FULL_ID
@@ -68,6 +69,7 @@ def task_facts(task: Task, view: View, limit: int, name_limit: int = 200) -> Fac
         error=task.error and error_facts(task.error, limit),
         created_at=iso(task.created_at),
         run_at=task.run_at and iso(task.run_at) if task.status is Status.WAITING else None,
+        **runs_facts(task, view.now),
         started_at=iso(task.started_at) if task.started_at and task.status is not Status.WAITING else None,
         finished_at=task.finished_at and iso(task.finished_at),
         version=task.version,
@@ -174,6 +176,8 @@ def next_call(task: Task, view: View) -> str | None:
     match task.status:
         case Status.WAITING if task.paused:
             return f'update_task(task_id="{task.id}", paused=false)'
+        case Status.WAITING if task.schedule is not None:
+            return None
         case Status.WAITING | Status.WORKING:
             return f'wait_for_tasks(task_ids=["{task.id}"], timeout_seconds={view.wait_cap_seconds:g})'
         case Status.FAILED | Status.CANCELLED if task.error and (cause := _cause(task.error)):
@@ -209,7 +213,7 @@ def headline(task: Task, facts: Facts, view: View) -> str:
     progress = f", {progress_text(facts['progress'])}" if "progress" in facts and not task.ended else ""
     due = (
         f", starts {iso(task.run_at)}"
-        if task.status is Status.WAITING and task.run_at and task.run_at > view.now
+        if task.status is Status.WAITING and task.run_at and task.run_at > view.now and not task.schedule
         else ""
     )
     return (
@@ -226,6 +230,8 @@ def details(task: Task, facts: Facts) -> list[str]:
         lines.append(f"result: {result}{cut}")
     if error := facts.get("error"):
         lines.append(f"error: {error_text(error)}")
+    if "next_runs" in facts:
+        lines.append(runs_text(facts))
     lines.append(_times(task))
     if "next" in facts:
         lines.append(f"Next: {facts['next']}")

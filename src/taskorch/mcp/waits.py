@@ -42,6 +42,11 @@ def wait_order(tasks: Sequence[Task]) -> list[Task]:
     return sorted(tasks, key=lambda task: (task.ended, task.status is not Status.FAILED))
 
 
+def awaited(tasks: Sequence[Task]) -> list[Task]:
+    """Those that come to an end: a schedule goes on until somebody cancels it."""
+    return [task for task in tasks if task.ended or task.schedule is None]
+
+
 def wait_reply(
     tasks: Sequence[Task], missing: Sequence[str], done: bool, tails: Mapping[str, Tail], view: View
 ) -> Reply:
@@ -57,11 +62,23 @@ def wait_reply(
     if missing:
         facts["deleted"] = list(missing)
         lines.append(f"No longer stored: {', '.join(missing)}.")
-    if not done:
-        again = f"wait_for_tasks again with timeout_seconds={view.wait_cap_seconds:g}"
-        facts["hint"] = f"Nothing is wrong: the work goes on. Call {again}, or do something else first."
+    going_on = [task for task in tasks if task.schedule is not None and not task.ended]
+    if going_on:
+        facts["hint"] = _not_awaited(going_on)
         lines.append(facts["hint"])
+    if not done and len(going_on) < len(tasks):
+        again = f"wait_for_tasks again with timeout_seconds={view.wait_cap_seconds:g}"
+        hint = f"Nothing is wrong: the work goes on. Call {again}, or do something else first."
+        facts["hint"] = " ".join([*filter(None, [facts.get("hint")]), hint])
+        lines.append(hint)
     return Reply("\n".join(["Done." if done else "Not done yet.", *lines]), facts)
+
+
+def _not_awaited(tasks: Sequence[Task]) -> str:
+    """What is said of schedules among what was to be waited for."""
+    more = f" and {len(tasks) - 1} more" if len(tasks) > 1 else ""
+    shows = f'get_task(task_id="{tasks[0].id}", detail="full") shows the tasks that it created last'
+    return f"{tasks[0].id}{more}: a schedule has no end, so it is not waited for; {shows}."
 
 
 def _wait_facts(task: Task, tail: Tail | None, view: View, limit: int) -> Facts:

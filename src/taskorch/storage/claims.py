@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from taskorch.domain import readiness, rules
 from taskorch.domain.task import Task
-from taskorch.storage import bulk
+from taskorch.storage import bulk, firings
 from taskorch.storage.database import Transaction
 from taskorch.storage.limits import Limits, without_room
 from taskorch.storage.rows import COLUMNS, SELECT, from_row, note, save, save_all
@@ -58,11 +58,15 @@ def _may_wait(task: Task) -> bool:
     return rules.starts_left(task) > 1 and task.concurrency_key is None
 
 
-def promote(tx: Transaction, now: int) -> None:
-    """Let a batch of due tasks into the ready index, and end expired ones."""
+def promote(tx: Transaction, most_live: int, now: int) -> None:
+    """Let a batch of due tasks into the ready index, end expired ones, and let schedules create theirs."""
     for query in (EXPIRED, DUE):
         for row in tx.execute(query, (now, BATCH)).fetchall():
-            _refile(tx, from_row(row), now)
+            task = from_row(row)
+            if task.schedule is None:
+                _refile(tx, task, now)
+            else:
+                firings.fire(tx, task, task.schedule, most_live, now)
 
 
 def restore_backoffs(tx: Transaction, now: int) -> None:

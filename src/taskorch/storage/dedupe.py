@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from taskorch.domain.errors import Conflict, shown
-from taskorch.domain.task import Task
+from taskorch.domain.task import Schedule, Task
 from taskorch.storage.database import Transaction
 from taskorch.storage.rows import SELECT, from_row
 
@@ -19,7 +20,7 @@ HOLD = "INSERT INTO dedupe_keys(key, task) VALUES (?, ?)"
 def add_once(tx: Transaction, key: str, task: Task, insert: Callable[[], Task], now: int) -> tuple[Task, bool]:
     """The task that holds the key, and True; or the one that `insert` stores, which holds it from now on, and False.
 
-    Raises Conflict when the holder was created with another kind or payload.
+    Raises Conflict when the holder was created with another kind, payload or schedule.
     """
     if row := tx.execute(HOLDER, (key,)).fetchone():
         holder = from_row(row)
@@ -33,11 +34,18 @@ def add_once(tx: Transaction, key: str, task: Task, insert: Callable[[], Task], 
 
 
 def _refuse_other(holder: Task, task: Task, key: str) -> None:
-    if holder.kind != task.kind or _canonical(holder.payload) != _canonical(task.payload):
+    other_work = holder.kind != task.kind or _canonical(holder.payload) != _canonical(task.payload)
+    if other_work or _times(holder) != _times(task):
+        what = "kind or payload" if other_work else "schedule, or none"
         raise Conflict(
-            f"dedupe_key {shown(key)} belongs to {holder.label} ({holder.status}), which has another kind or payload. "
+            f"dedupe_key {shown(key)} belongs to {holder.label} ({holder.status}), which has another {what}. "
             f"Nothing was stored. Use another key for other work, or see that task: get_task(task_id={holder.id!r})."
         )
+
+
+def _times(task: Task) -> Schedule | None:
+    """Its schedule, whenever it was created."""
+    return task.schedule and replace(task.schedule, start=None)
 
 
 def _canonical(payload: Any) -> str:

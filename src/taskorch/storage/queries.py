@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskorch.domain.task import Priority, Status, Task
+from taskorch.storage import firings
 from taskorch.storage.claims import IN_TIME
 from taskorch.storage.database import Database
 from taskorch.storage.dependencies import Waits, waits
@@ -79,12 +80,17 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Oldest first; the newest `HISTORY_ROWS` of each. `depends_on`, `dependents`: the first so many of those tasks."""
+    """Oldest first; the newest `HISTORY_ROWS` of each. `depends_on`, `dependents`: the first so many of those tasks.
+
+    `firings`: the tasks that a schedule created last, newest first. `schedule`: the one that created this task.
+    """
 
     attempts: list[dict[str, Any]]
     events: list[dict[str, Any]]
     depends_on: Sequence[dict[str, Any]] = ()
     dependents: Sequence[dict[str, Any]] = ()
+    firings: Sequence[dict[str, Any]] = ()
+    schedule: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +156,8 @@ class Queries:
             attempts, events, depends_on, dependents = (
                 _records(db, rows, (task.seq, HISTORY_ROWS)) for rows in (ATTEMPTS, EVENTS, DEPENDS_ON, DEPENDENTS)
             )
-            return History(attempts[::-1], events[::-1], depends_on, dependents)
+            fired = firings.latest(db, task) if task.schedule else ()
+            return History(attempts[::-1], events[::-1], depends_on, dependents, fired, firings.creator(db, task))
 
         return await self._database.read(history)
 

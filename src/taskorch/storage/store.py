@@ -214,7 +214,7 @@ class Store:
         return await self._database.write(adopt)
 
     async def promote(self) -> int | None:
-        """Let due tasks into the ready index and end expired ones; when the next one is due (ms), None: nothing is.
+        """Let due tasks into the ready index, end expired ones, fire schedules; when the next one is due (ms), or None.
 
         If the clock was set back, retries wait no longer for that.
         """
@@ -224,7 +224,7 @@ class Store:
         self._latest = now
         due = await self._next_due()
         while due is not None and due <= self.now():
-            await self._database.write(lambda tx: claims.promote(tx, self.now()))
+            await self._database.write(lambda tx: claims.promote(tx, self._most_live, self.now()))
             due = await self._next_due()
         return due
 
