@@ -1,4 +1,4 @@
-"""A client: starts taskorch over stdio with the handlers beside this file, and follows two tasks to their end.
+"""A client: starts taskorch over stdio with the handlers beside this file, and follows three tasks to their end.
 
 python examples/quickstart.py
 """
@@ -37,12 +37,14 @@ async def main() -> None:
 
             slow = await call("create_task", kind="countdown", payload={"steps": 20}, name="count")
             quick = await call("create_task", kind="checksum", payload={"path": __file__}, priority="high")
+            alone = await call("create_task", kind="primes", payload={"below": 200_000})
+            ids = [task["id"] for task in (slow, quick, alone)]
             found = {"done": False}
             while not found["done"]:
-                found = await call("wait_for_tasks", task_ids=[slow["id"], quick["id"]], timeout_seconds=1)
+                found = await call("wait_for_tasks", task_ids=ids, timeout_seconds=1)
                 for task in found["tasks"]:
                     print(task["status"], task.get("name", ""), task.get("progress", ""))
-            for task_id in (slow["id"], quick["id"]):
+            for task_id in ids:
                 task = await call("get_task", task_id=task_id)
                 print(task["kind"], task["status"], task["result"])
 

@@ -4,11 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import anyio
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
+from servers import Place
 
 ROOT = Path(__file__).parent.parent
 WAIT_SECONDS = 60
@@ -27,11 +32,48 @@ def test_the_demo_comes_out_as_announced() -> None:
     assert "✗" not in done.stdout
 
 
-def test_the_quickstart_follows_both_handlers_to_their_end() -> None:
+def test_the_quickstart_follows_its_handlers_to_their_end() -> None:
     done = run(sys.executable, "examples/quickstart.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "countdown completed {'counted': 20, 'attempt': 1}" in done.stdout
-    assert "checksum completed" in done.stdout
+    assert f"checksum completed {{'path': '{ROOT / 'examples' / 'quickstart.py'}', 'sha256': '" in done.stdout
+    assert "primes completed {'below': 200000, 'primes': 17984}" in done.stdout
+
+
+class Busy(BaseHTTPRequestHandler):
+    """Answers the first request with 503 and a time to come again, others by their path."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        code = int(self.path[1:]) if self.asked.count(self.path) > 1 or self.path == "/404" else 503
+        self.send_response(code)
+        self.send_header("Retry-After", "1")
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+        self.wfile.write(b"hello")
+
+    def log_message(self, *args: object) -> None: ...
+
+
+def test_the_example_of_fetching_comes_again_when_it_is_told_to_and_only_then(place: Place) -> None:
+    place.environment["PYTHONPATH"] += f":{ROOT / 'examples'}"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        server = place.start(handlers="handlers")
+        urls = [f"http://127.0.0.1:{web.server_port}/{code}" for code in (200, 404)]
+        ids = [server.create("fetch", url=url) for url in urls]
+        server.until_ended(*ids)
+        found, missing = map(server.get, ids)
+        web.shutdown()
+    assert (found["status"], found["result"]) == ("completed", {"status": 200, "bytes": 5})
+    first, second = found["attempts"]
+    assert first["message"] == f"RetryAfter: {urls[0]} is busy"
+    waited = datetime.fromisoformat(second["started_at"]) - datetime.fromisoformat(first["ended_at"])
+    assert waited.total_seconds() >= 1
+    assert (missing["status"], missing["attempt"]) == ("failed", 1)
+    assert missing["error"]["message"] == f"NonRetryable: {urls[1]} answers 404"
 
 
 async def test_mcp_json_starts_a_server_that_lists_its_tools(tmp_path: Path) -> None:

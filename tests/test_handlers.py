@@ -1,11 +1,13 @@
 """Handlers: how they are registered and called, and how they end, however strangely they do."""
 
 import asyncio
+import json
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +23,14 @@ from typing_extensions import TypedDict
 
 from taskorch.domain.errors import InvalidInput, NonRetryable, RetryAfter
 from taskorch.domain.readiness import phase
-from taskorch.domain.task import Phase, Reason, Status
+from taskorch.domain.task import BLANK, Completed, Failed, Phase, Reason, Status, with_values
 from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store
 from taskorch.work import handlers
+from taskorch.work.attempt import Attempt
 from taskorch.work.handlers import Context, Handler, handler, load_handlers
+
+AttemptOf = Callable[[Payload], Attempt]
 
 
 @pytest.fixture
@@ -36,6 +41,12 @@ def pool(store: Store, queries: Queries, clock: Clock, tmp_path: Path) -> Pool:
 @pytest.fixture
 def gate() -> Gate:
     return Gate()
+
+
+@pytest.fixture
+def attempt_of() -> AttemptOf:
+    """An attempt with that payload, which no store knows of."""
+    return lambda payload: Attempt(with_values(BLANK, payload=payload, timeout_seconds=10.0), lambda attempt: None)
 
 
 @pytest.fixture(autouse=True)
@@ -174,6 +185,43 @@ def test_a_payload_is_checked_against_the_annotation_in_words(
     assert str(refused.value).startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        (resize, ' The payload is {"width": integer, "height"?: integer}.'),
+        (mail, ' The payload is {"to": string}.'),
+        (point, ' The payload is {"x": number, "y"?: number}.'),
+        (odd, "it must be a whole number."),  # JSON schema cannot say what it takes
+    ],
+)
+def test_who_sends_a_wrong_payload_is_told_what_a_right_one_holds(function: Callable[..., Any], line: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        Handler(function).check({"width": "wide", "to": 5, "x": "left", "when": "now"})
+    assert str(refused.value).endswith(line)
+
+
+def described(payload: Resize) -> None:
+    """Make it fit.
+
+    More about it.
+    """
+
+
+class Endless(BaseModel):
+    size: float = float("inf")
+
+
+def endless(payload: Endless) -> None: ...
+
+
+def test_a_handler_says_what_it_does_and_takes() -> None:
+    kind = Handler(described)
+    assert kind.description == "Make it fit."
+    assert kind.payload_schema() == Resize.model_json_schema()
+    for function in (raising(OSError()), odd, endless):  # nothing that JSON schema, or JSON, could say
+        assert (Handler(function).description, Handler(function).payload_schema()) == ("", None)
+
+
 @pytest.mark.parametrize("function", [ok, lambda payload: payload])
 def test_without_a_type_every_payload_is_accepted(function: Callable[..., Any]) -> None:
     Handler(function).check({"anything": [1, {"goes": None}]})
@@ -207,6 +255,113 @@ async def test_a_payload_that_no_longer_fits_fails_for_good_and_is_not_run(pool:
 async def test_a_pydantic_model_is_a_result(pool: Pool) -> None:
     async with pool.running(work=lambda payload: Resize(width=3)):
         assert (await pool.ended(await pool.add())).result == {"width": 3, "height": 10}
+
+
+# Results by annotation.
+
+
+class Report(TypedDict):
+    when: datetime
+    paths: list[Path]
+
+
+@dataclass
+class Size:
+    width: int
+    height: int = 10
+
+
+class Unknown:
+    """Pydantic knows nothing of it."""
+
+
+async def as_model(payload: Payload) -> Resize:
+    return payload["value"]
+
+
+def as_dataclass(payload: Payload) -> Size:
+    return payload["value"]
+
+
+def as_typed_dict(payload: Payload) -> Report:
+    return payload["value"]
+
+
+def as_number(payload: Payload) -> int:
+    return payload["value"]
+
+
+def as_sizes(payload: Payload) -> dict[str, Size | None]:
+    return payload["value"]
+
+
+def as_nothing(payload: Payload) -> None:
+    return payload["value"]
+
+
+def as_text(payload: Payload) -> str:
+    return payload["value"]
+
+
+def as_anything(payload: Payload) -> dict[str, Any]:
+    return payload["value"]
+
+
+def as_unknown(payload: Payload) -> Unknown:
+    return payload["value"]
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "result"),
+    [
+        (as_model, Resize(width=3), {"width": 3, "height": 10}),
+        (as_model, {"width": 3}, {"width": 3, "height": 10}),
+        (as_dataclass, Size(3), {"width": 3, "height": 10}),
+        (
+            as_typed_dict,
+            {"when": datetime(2026, 1, 2, tzinfo=UTC), "paths": [Path("/tmp/a")]},
+            {"when": "2026-01-02T00:00:00Z", "paths": ["/tmp/a"]},
+        ),
+        (as_number, 7, 7),
+        (as_sizes, {"a": Size(1), "b": None}, {"a": {"width": 1, "height": 10}, "b": None}),
+        (as_nothing, None, None),
+        (as_anything, {"a": Size(1), "b": (1, 2)}, {"a": {"width": 1, "height": 10}, "b": [1, 2]}),
+        (as_unknown, {"plain": "json"}, {"plain": "json"}),
+    ],
+)
+async def test_what_a_handler_returns_becomes_json_as_its_annotation_says(
+    function: Callable[..., Any], value: Any, result: Any, attempt_of: AttemptOf
+) -> None:
+    outcome = await Handler(function).run(attempt_of({"value": value}))
+    assert isinstance(outcome, Completed)
+    assert outcome.text is not None and (outcome.result, json.loads(outcome.text)) == (result, result)
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "text"),
+    [
+        (as_model, {}, "its result is not what its annotation says: result.width is required"),
+        (as_model, None, "result None is not allowed; it must be an object."),
+        (as_dataclass, {"width": "wide"}, "result.width 'wide' is not allowed; it must be a whole number."),
+        (as_typed_dict, {"when": "soon", "paths": []}, "result.when 'soon' is not allowed"),
+        (as_number, "many", "result 'many' is not allowed; it must be a whole number."),
+        (as_number, None, "result None is not allowed; it must be a whole number."),
+        (as_nothing, 5, "result 5 is not allowed; it must be null."),
+        (as_text, b"\xff", "result b'\\xff' is not allowed; it must be a string."),
+        (as_anything, {"a": object()}, "its result is not JSON: Unable to serialize unknown type: <class 'object'>"),
+        (as_anything, {"a": float("inf")}, "its result is not JSON: Out of range float values"),
+        (as_text, "x" * 65_535, "its result has 65537 bytes; at most 65536 are kept"),
+        (as_unknown, Unknown(), "its result is not JSON: Object of type Unknown"),
+    ],
+)
+async def test_a_result_that_does_not_fit_its_annotation_fails_for_good_in_words(
+    function: Callable[..., Any], value: Any, text: str, attempt_of: AttemptOf
+) -> None:
+    """Running it again would return the same."""
+    outcome = await Handler(function).run(attempt_of({"value": value}))
+    assert isinstance(outcome, Failed)
+    assert (outcome.reason, outcome.retryable) == (Reason.ERROR, False)
+    assert text in outcome.message and len(outcome.message) <= 4_000
 
 
 # The context.
@@ -254,8 +409,8 @@ def test_a_name_that_a_handler_does_not_take_is_answered_with_those_that_it_take
 # Handlers that end strangely.
 
 
-def raising(error: BaseException) -> Callable[[Payload], Any]:
-    def fail(payload: Payload) -> Any:
+def raising(error: BaseException) -> Callable[[Any], Any]:
+    def fail(payload: Any) -> Any:
         raise error
 
     return fail

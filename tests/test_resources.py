@@ -23,7 +23,8 @@ from taskorch.mcp import resources
 from taskorch.mcp.resources import COALESCE_SECONDS, LIST, Resources
 from taskorch.mcp.server import build_server
 
-RECENT, FAILED, STATS = "tasks://recent", "tasks://failed", "tasks://stats"
+RECENT, FAILED, STATS, KINDS = "tasks://recent", "tasks://failed", "tasks://stats", "tasks://kinds"
+FIXED = [RECENT, FAILED, STATS, KINDS]
 LATER = {"kind": "echo", "delay_seconds": 3600}
 MISSING = {"legacy": -32002, "auto": -32602}
 
@@ -51,9 +52,9 @@ async def read_json(client: Client, uri: str) -> Facts:
 async def test_the_list_has_the_fixed_ones_and_the_newest_tasks(client: Client) -> None:
     ids = [(await create(client, **LATER, name=f"n{n}"))["id"] for n in range(21)][::-1]
     listed = await client.list_resources()
-    assert [r.uri for r in listed.resources] == [RECENT, FAILED, STATS, *(f"task://{task_id}" for task_id in ids[:20])]
+    assert [r.uri for r in listed.resources] == FIXED + [f"task://{task_id}" for task_id in ids[:20]]
     assert {r.mime_type for r in listed.resources} == {"application/json"}
-    newest = listed.resources[3]
+    newest = listed.resources[4]
     assert (newest.name, newest.description) == ("n20", "echo, waiting")
     full = (await call(client, "get_task", task_id=ids[0], detail="full")).facts
     assert newest.annotations and newest.annotations.last_modified == full["updated_at"]
@@ -71,7 +72,7 @@ async def test_the_list_has_the_fixed_ones_and_the_newest_tasks(client: Client) 
 
 async def test_a_listed_name_shows_what_hides_in_it(client: Client) -> None:
     await create(client, **LATER, name="user\u202etxt.exe")
-    newest = (await client.list_resources()).resources[3]
+    newest = (await client.list_resources()).resources[4]
     assert newest.name == newest.title == "user<U+202E>txt.exe"
 
 
@@ -105,6 +106,21 @@ async def test_statistics_read_like_get_stats(client: Client) -> None:
     assert read_stats.keys() == stats.keys()
     for name in ("status_distribution", "overview", "queue", "version"):
         assert read_stats[name] == stats[name]
+
+
+async def test_the_kinds_say_what_they_do_and_take(client: Client) -> None:
+    found = {kind["name"]: kind for kind in (await read_json(client, KINDS))["kinds"]}
+    assert list(found) == sorted(found) and {"command", "echo", "sleep", "test.gate"} <= found.keys()
+    sleep = found["sleep"]
+    assert sleep["description"] == "Wait that many seconds, telling progress: for trying out."
+    assert (sleep["max_attempts"], sleep["isolated"]) == (3, False)
+    assert sleep["payload_schema"]["properties"]["seconds"]["maximum"] == 86_400
+    assert found["echo"]["payload_schema"]["type"] == "object"
+    command = found["command"]
+    assert (command["max_attempts"], command["isolated"]) == (1, True)
+    assert command["payload_schema"]["required"] == ["argv"]
+    assert "description" not in found["test.gate"], "absent means empty"
+    assert found["test.gate"]["max_attempts"] == 2
 
 
 async def test_output_reads_as_text_that_says_it_is_data(client: Client) -> None:

@@ -434,7 +434,14 @@ def test_text_comes_back_as_it_was_and_finds_what_holds_it(tmp_path: Path) -> No
 
 async def test_of_2000_mangled_uris_none_is_found(client: Client) -> None:
     task = (await call(client, "create_task", kind="echo", **LATER)).facts["id"]
-    good = {f"task://{task}", f"task://{task}/output", "tasks://recent", "tasks://failed", "tasks://stats"}
+    good = {
+        f"task://{task}",
+        f"task://{task}/output",
+        "tasks://recent",
+        "tasks://failed",
+        "tasks://stats",
+        "tasks://kinds",
+    }
     pieces = ["..", "/", "//", "%2f", "%2F", "%00", "\0", "\\", "%5c", "\r", "\n", "?", "#", "@", ":", " ", "%", ";"]
     pieces += ["task:", "tasks:", "file:", "http:", "output", "etc/passwd", "recent", task, task.upper(), task[:8]]
     pieces += ["é", "\u202e", "\uff0f", "\u2024", "\u0661", "😀", "task://", "tasks://", "0", "{task_id}", "*", "'"]

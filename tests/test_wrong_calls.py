@@ -467,7 +467,10 @@ async def test_the_beginning_of_an_id_is_enough_to_look_but_not_to_delete(client
 
 async def test_the_output_of_a_task_that_has_none_says_why(clients: dict[str, Client]) -> None:
     client = clients["auto"]
-    for name, why in {"command": "has not started", "completed": "only commands write output; see get_task("}.items():
+    for name, why in {
+        "command": "has not started",
+        "completed": "only commands and isolated handlers write output; see get_task(",
+    }.items():
         reply = await call(client, "get_task_output", task_id=name)
         assert why in reply.text and why in reply.facts["hint"]
     assert "hint" not in (await call(client, "get_task_output", task_id="failed")).facts

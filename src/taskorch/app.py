@@ -36,6 +36,7 @@ from taskorch.work.bell import Bell
 from taskorch.work.command import Command
 from taskorch.work.handlers import load_handlers
 from taskorch.work.housekeeping import Housekeeper
+from taskorch.work.isolated import Isolated
 from taskorch.work.peers import Peers, nobody_lives, refuse_foreign
 from taskorch.work.policy import Policy
 from taskorch.work.recipes import load_recipes
@@ -71,8 +72,11 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
     policy = Policy(settings.allow_commands, folders=settings.allow_dirs)
     command = Command(folder, policy, settings.pass_env, settings.grace_seconds, start or Path.cwd())
     command.max_attempts = settings.command_max_attempts
+    isolated = partial(
+        Isolated, modules=settings.handlers, folder=folder, grace_seconds=settings.grace_seconds, start=Path.cwd()
+    )
     others: dict[str, Kind] = {
-        **load_handlers(settings.handlers, settings.handler_max_attempts),
+        **load_handlers(settings.handlers, settings.handler_max_attempts, isolated),
         **load_recipes(settings.recipes, command),
     }
     claimable = others | ({COMMAND: command} if command.policy.allows_any else {})

@@ -185,4 +185,5 @@ _TYPES = {
     "mapping": "an object",
     "model": "an object",
     "dataclass": "an object",
+    "none": "null",
 }

@@ -6,7 +6,7 @@ Times are milliseconds since the epoch (UTC).
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 OnServerExit = Literal["survive", "stop"]
 OnDependencyFailure = Literal["cancel", "fail", "run"]
@@ -284,25 +284,3 @@ class Interrupted:
 
 
 Outcome = Completed | Failed | Cancelled | Interrupted
-
-
-class Kind(Protocol):
-    """What creating a task needs to know of its kind."""
-
-    @property
-    def max_attempts(self) -> int:
-        """The default; the task may say otherwise."""
-        ...
-
-    @property
-    def timeout_seconds(self) -> float | None:
-        """The default limit of one attempt, None for the server's; the task may say otherwise."""
-        ...
-
-    def check(self, payload: Mapping[str, Any]) -> None:
-        """Raise InvalidInput when the kind could not run that payload."""
-        ...
-
-    def shown(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The payload as replies may show it: they are passed on, and what is secret has no place in them."""
-        ...

@@ -9,7 +9,8 @@ import anyio.to_thread
 
 from taskorch.domain import references
 from taskorch.domain.errors import InvalidInput, did_you_mean, shown
-from taskorch.domain.task import RECIPE, Kind, NewTask, Priority, Status, Task
+from taskorch.domain.kind import Kind
+from taskorch.domain.task import RECIPE, NewTask, Priority, Status, Task
 from taskorch.mcp import arguments as args
 from taskorch.mcp import links
 from taskorch.mcp import schedules as timing

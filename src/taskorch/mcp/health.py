@@ -155,7 +155,7 @@ def _text(facts: dict[str, Any]) -> str:
             f"last 24 hours: {performance['ended']} ended, {performance['tasks_per_hour']} an hour{took}",
             f"queue: {queue['ready']} ready{oldest}{following}",
             f"workers: {workers['busy']} of {workers['slots']} slots busy, {len(workers['servers'])} server(s){hangs}",
-            f"kinds: {', '.join(workers['kinds'])}",
+            f"kinds: {', '.join(workers['kinds'])} (what they take: tasks://kinds)",
             f"store: {writes}, {store['bytes']} bytes{free}{kept}",
         ]
     )

@@ -8,8 +8,9 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo
 
 from taskorch.domain import argv
 from taskorch.domain.errors import InvalidInput, readable, shown
+from taskorch.domain.kind import Kind
 from taskorch.domain.readiness import NEVER_RETRIED, TRY_AGAIN, USUAL
-from taskorch.domain.task import COMMAND, Kind, Retry, is_command
+from taskorch.domain.task import COMMAND, Retry, is_command
 from taskorch.mcp.aliases import right_name
 from taskorch.mcp.arguments import DAY_SECONDS, Arguments, TaskWish
 from taskorch.mcp.moments import duration, number, seconds

@@ -15,12 +15,13 @@ from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, Res
 from mcp.shared.exceptions import MCPError
 
 from taskorch.domain.errors import NotFound, StoreError, shown
+from taskorch.domain.kind import Kind
 from taskorch.domain.task import Status, Task
 from taskorch.mcp.health import stats_reply
 from taskorch.mcp.history import full_reply
 from taskorch.mcp.replies import list_reply, output_reply
 from taskorch.mcp.service import Service
-from taskorch.mcp.wording import clean_text, iso, visible
+from taskorch.mcp.wording import Facts, clean_text, iso, present, visible
 from taskorch.storage.ids import FULL_ID
 from taskorch.storage.queries import Filters
 from taskorch.storage.rows import dumps
@@ -30,7 +31,7 @@ from taskorch.work import output
 Ctx = ServerRequestContext[Any]
 Looks = tuple[int, int] | None  # None: it is not stored
 
-RECENT, FAILED, STATS = "tasks://recent", "tasks://failed", "tasks://stats"
+RECENT, FAILED, STATS, KINDS = "tasks://recent", "tasks://failed", "tasks://stats", "tasks://kinds"
 TASK, OUTPUT = "task://{task_id}", "task://{task_id}/output"
 URI = re.compile(rf"task://({FULL_ID.pattern})(/output)?")
 LIST = "tasks://"  # no resource, but the list of them, among the URIs that somebody listens to
@@ -42,6 +43,7 @@ STATIC = (
     (RECENT, "Recent tasks", f"The newest {ROWS} tasks and counts of each status."),
     (FAILED, "Failed tasks", f"The newest {ROWS} failed tasks."),
     (STATS, "Statistics", "Counts, durations, workers, health."),
+    (KINDS, "Kinds", "What can be run here, and what each kind takes."),
 )
 TEMPLATES = (
     (TASK, "A task", "Everything about one task, with its history.", "application/json"),
@@ -104,7 +106,7 @@ class Resources:
 
     async def subscribe(self, ctx: Ctx, params: mt.SubscribeRequestParams) -> mt.EmptyResult:
         uri = str(params.uri)
-        if uri not in (RECENT, FAILED, STATS) and not URI.fullmatch(uri):
+        if uri not in (RECENT, FAILED, STATS, KINDS) and not URI.fullmatch(uri):
             raise _missing(ctx, uri)
         self._sessions[uri] = ctx.session
         await self._remember([uri])
@@ -230,6 +232,10 @@ class Resources:
         service = self._service
         if uri == STATS:
             return "application/json", dumps((await stats_reply(service)).facts)
+        if uri == KINDS:
+            return "application/json", dumps(
+                {"kinds": [_kind(name, service.kinds[name]) for name in sorted(service.kinds)]}
+            )
         if uri in (RECENT, FAILED):
             filters = Filters(status=Status.FAILED if uri == FAILED else None)
             page = await service.queries.page(filters, ROWS, None)
@@ -255,6 +261,17 @@ def _listed(task: Task) -> mt.Resource:
     uri = f"task://{task.id}"
     return mt.Resource(
         uri=uri, name=name, title=name, description=text, mime_type="application/json", annotations=changed
+    )
+
+
+def _kind(name: str, kind: Kind) -> Facts:
+    """What a kind does and takes. `isolated`: in a process of its own, which can be ended at any moment."""
+    return present(
+        name=name,
+        description=kind.description or None,
+        max_attempts=kind.max_attempts,
+        isolated=not kind.in_process,
+        payload_schema=kind.payload_schema(),
     )
 
 

@@ -10,7 +10,8 @@ import anyio
 import anyio.to_thread
 
 from taskorch.domain.errors import NotFound
-from taskorch.domain.task import HIDDEN, Kind, OnServerExit, Status, Task
+from taskorch.domain.kind import Kind
+from taskorch.domain.task import HIDDEN, OnServerExit, Status, Task
 from taskorch.mcp.replies import View
 from taskorch.mcp.waits import TAIL_BYTES, TAILS, Tail
 from taskorch.storage.ids import FULL_ID, undressed

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from enum import Enum, IntEnum, auto
 from typing import Protocol
 
+from taskorch.domain.kind import Kind as TaskKind
 from taskorch.domain.task import COMMAND, Cancelled, Failed, Interrupted, Outcome, Progress, Reason, Task
-from taskorch.domain.task import Kind as TaskKind
 
 
 class Ending(IntEnum):
@@ -86,11 +86,6 @@ async def ready(attempt: Attempt) -> Outcome | None:
 
 class Kind(TaskKind, Protocol):
     """A sort of work that this server can run."""
-
-    @property
-    def in_process(self) -> bool:
-        """Whether its work ends with this process."""
-        ...
 
     async def run(self, attempt: Attempt) -> Outcome | None:
         """Do the work. None: it goes on without us (let go), so nothing is settled."""

@@ -1,11 +1,10 @@
 """The `command` kind: what may run, and how an attempt of it or of a recipe is started, followed, ended and adopted."""
 
 import os
-import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import EACCES, EAGAIN, ENOENT, ENOMEM, EXDEV
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,16 @@ from taskorch.domain.readiness import NEVER_RETRIED
 from taskorch.domain.task import HIDDEN, Cancelled, Completed, Failed, Interrupted, Outcome, Reason, Task
 from taskorch.work import output, supervised
 from taskorch.work.attempt import Attempt, Ending, Remains, unbegun
+from taskorch.work.following import (
+    exit_text,
+    follow,
+    killed_text,
+    make_folder,
+    marks,
+    remains,
+    spawn_error,
+    without_record,
+)
 from taskorch.work.markers import Markers
 from taskorch.work.policy import NotAllowed, Policy, parts
 from taskorch.work.supervised import Exit, Order, SpawnFailed, Supervised
@@ -28,9 +37,7 @@ PASSED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "SHELL", "TERM")
 DENIED = {"BASH_ENV", "ENV", "PYTHONSTARTUP", "GIT_SSH", "GIT_SSH_COMMAND"}
 DENIED_PREFIXES = ("LD_", "DYLD_", "BASH_FUNC_")
 ENV_BYTES = 65_536
-STOP_SECONDS = 0.5  # what an orderly server stop leaves a `stop` command after TERM
 PROGRESS_SECONDS = 0.5  # how often a command's output is looked at for what it says of its progress
-WAKE_SECONDS = 1.0  # after the time limit, how often a supervisor that should be gone is woken
 
 
 def _list(value: Any) -> Any:
@@ -67,6 +74,7 @@ class Wanted:
 class Command:
     """The kind. `folder`: where attempts keep their files, one folder each; `start`: where commands run by default."""
 
+    description = "Runs a program: an argument list, never a shell line."
     max_attempts = 1  # a command that a model wrote is seldom safe to repeat; it survives restarts by its shim instead
     timeout_seconds: float | None = None
     in_process = False
@@ -87,6 +95,9 @@ class Command:
         env = payload.get("env")
         return {**payload, "env": dict.fromkeys(env, HIDDEN)} if env else payload
 
+    def payload_schema(self) -> dict[str, Any]:
+        return CommandPayload.model_json_schema()
+
     async def run(self, attempt: Attempt) -> Outcome | None:
         return await self.carry_out(attempt, self._wanted)
 
@@ -98,7 +109,7 @@ class Command:
             return await self._go_on(attempt, Supervised.attach(folder))
         try:
             order = self._order(task, wanted(task.payload))
-            _make_folder(folder)
+            make_folder(folder)
             shim = await Supervised.start(folder, supervised.compiled_shim(self._cache))
         except NotAllowed as error:
             return Failed(Reason.NOT_ALLOWED, str(error), retryable=False)
@@ -123,10 +134,7 @@ class Command:
         folder = self.attempt_folder(task)
         if supervised.exit_record(folder) or supervised.holder(folder) is not None:
             return Remains.ADOPTABLE
-        ended, left = await anyio.to_thread.run_sync(supervised.end_leftovers, folder, task.id, task.attempt)
-        if left:
-            return Remains.UNKNOWN
-        return Remains.NEVER_BEGUN if not ended and supervised.never_begun(folder, ordered=False) else Remains.NOTHING
+        return await remains(task, folder)
 
     def attempt_folder(self, task: Task) -> Path:
         return output.attempt_folder(self._folder, task.id, task.attempt)
@@ -144,98 +152,57 @@ class Command:
 
     async def _follow(self, attempt: Attempt, shim: Supervised) -> Outcome | None:
         """Wait for the shim's end, handing on every wish to end it; None when we let go of it."""
-        wished = anyio.Event()
-        attempt.on_end(lambda: wished.set())
-        let_go = False
-        async with anyio.create_task_group() as group:
 
-            async def steer() -> None:
-                nonlocal wished, let_go
-                asked = False
-                while not let_go:
-                    await wished.wait()
-                    wished = anyio.Event()
-                    let_go = attempt.ending is Ending.LOST or (attempt.stopping and _survives(attempt.task))
-                    if let_go:
-                        group.cancel_scope.cancel()
-                    elif not asked:
-                        asked = True
-                        shim.terminate()
-                    if attempt.stopping:
-                        await anyio.sleep(STOP_SECONDS)
-                        shim.kill()
+        def lets_go() -> bool:
+            return attempt.ending is Ending.LOST or (attempt.stopping and _survives(attempt.task))
 
-            async def wake() -> None:
-                """A supervisor that was stopped keeps no time: let it go on when the limit is long past."""
-                await anyio.sleep(attempt.task.timeout_seconds + self._grace_seconds)
-                while True:
-                    await anyio.sleep(WAKE_SECONDS)
-                    shim.wake()
+        listen = partial(self._listen, attempt)
+        ended = await follow(attempt, shim, self._grace_seconds, lets_go, listen)
+        return await self._outcome(attempt) if ended else None
 
-            async def listen() -> None:
-                """Hear what the command says of its progress. A file is all there is after its first server."""
-                markers, heard = Markers(), 0
-                while True:
-                    await anyio.sleep(PROGRESS_SECONDS)
-                    with suppress(OSError):  # what cannot be read now must not end the attempt
-                        written, _ = await anyio.to_thread.run_sync(output.activity, folder)
-                        if written > heard:
-                            data, heard = await anyio.to_thread.run_sync(output.news, folder, heard)
-                            if progress := markers.read(data):
-                                attempt.progress(progress)
-
-            folder = self.attempt_folder(attempt.task)
-            group.start_soon(listen)
-            group.start_soon(steer)
-            group.start_soon(wake)
-            await shim.ended()
-            group.cancel_scope.cancel()
-        return None if let_go else await self._outcome(attempt)
+    async def _listen(self, attempt: Attempt) -> None:
+        """Hear what the command says of its progress. A file is all there is after its first server."""
+        folder = self.attempt_folder(attempt.task)
+        markers, heard = Markers(), 0
+        while True:
+            await anyio.sleep(PROGRESS_SECONDS)
+            with suppress(OSError):  # what cannot be read now must not end the attempt
+                written, _ = await anyio.to_thread.run_sync(output.activity, folder)
+                if written > heard:
+                    data, heard = await anyio.to_thread.run_sync(output.news, folder, heard)
+                    if progress := markers.read(data):
+                        attempt.progress(progress)
 
     async def _outcome(self, attempt: Attempt) -> Outcome:
-        """How the attempt ended, from its record; without one its shim was killed, and what it left is ended here."""
-        task, folder = attempt.task, self.attempt_folder(attempt.task)
+        """How the attempt ended, from its record."""
+        folder = self.attempt_folder(attempt.task)
         record = supervised.exit_record(folder)
-        if record is not None:
-            return self._ending(attempt, record)
-        never_begun = supervised.never_begun(folder, ordered=not attempt.adopted)
-        ended, left = await anyio.to_thread.run_sync(supervised.end_leftovers, folder, task.id, task.attempt)
-        if left:
-            text = f"its supervisor was killed and processes {', '.join(map(str, left))} could not be ended"
-            return Failed(Reason.WORKER_LOST, text, retryable=False)
-        if never_begun and not ended:
-            return Interrupted("it had not begun")
-        what = "its supervisor was killed or failed" if folder.is_dir() else "its files were removed"
-        return Failed(Reason.WORKER_LOST, f"{what}; {_ended(ended)}")
+        return await without_record(attempt, folder) if record is None else self._ending(attempt, record)
 
     def _ending(self, attempt: Attempt, record: Exit) -> Outcome:
         if not record.tree_gone:
             return Failed(Reason.WORKER_LOST, "some of its processes could not be ended", retryable=False)
         match record.why:
             case "timeout":
-                limit = f"it ran longer than {attempt.task.timeout_seconds:g} s; {_ended(record.killed)}"
+                limit = f"it ran longer than {attempt.task.timeout_seconds:g} s; {killed_text(record.killed)}"
                 return Failed(Reason.TIMEOUT, limit)
             case "spawn_error":
-                return _spawn_error(record.errno or 0)
+                return spawn_error(record.errno or 0)
             case "cancel" if attempt.ending is not Ending.CANCEL:  # a server that stopped, or a signal to the shim
                 stopped = attempt.stopping or attempt.adopted  # by a server that died meanwhile
                 why = "the server stopped" if stopped else "its supervisor was told to end it"
-                return Failed(Reason.INTERRUPTED, f"{why}; {_ended(record.killed)}")
+                return Failed(Reason.INTERRUPTED, f"{why}; {killed_text(record.killed)}")
             case "cancel":
-                return Cancelled(f"its process tree was ended; {_ended(record.killed)}")
+                return Cancelled(f"its process tree was ended; {killed_text(record.killed)}")
             case "server_gone":
-                return Failed(Reason.INTERRUPTED, f"its server went away; {_ended(record.killed)}")
+                return Failed(Reason.INTERRUPTED, f"its server went away; {killed_text(record.killed)}")
             case _:
                 return self._exited(attempt.task, record)
 
     def _exited(self, task: Task, record: Exit) -> Outcome:
         if record.code == 0:
             return Completed({"exit_code": 0, "output_bytes": record.bytes})
-        if record.signal is not None:
-            name = signal.Signals(record.signal).name if record.signal in set(signal.Signals) else "unknown"
-            code, text = 128 + record.signal, f"ended by signal {record.signal} ({name})"
-        else:
-            code, text = record.code or 0, f"exit code {record.code}"
+        code, text = exit_text(record)
         last = output.last_line(self.attempt_folder(task))
         return Failed(Reason.EXIT_CODE, f"{text}: {last}" if last else text, code, code not in NEVER_RETRIED)
 
@@ -285,29 +252,9 @@ class Command:
         return {
             **{name: os.environ[name] for name in names},
             **given,
-            "TASKORCH_TASK_ID": task.id,
-            "TASKORCH_ATTEMPT": str(task.attempt),
-            "TASKORCH_IDEMPOTENCY_KEY": task.id,
+            **marks(task),
         }
 
 
 def _survives(task: Task) -> bool:
     return task.on_server_exit == "survive"
-
-
-def _make_folder(folder: Path) -> None:
-    for above in (folder.parent.parent, folder.parent):  # `parents=True` would make them for all
-        above.mkdir(mode=0o700, exist_ok=True)
-    folder.mkdir(mode=0o700)
-
-
-def _spawn_error(number: int) -> Outcome:
-    if number == EXDEV:  # the shim's word for it; starting a program has no other use for that number
-        text = "its folder was replaced by one outside TASKORCH_ALLOW_DIRS while it started"
-        return Failed(Reason.NOT_ALLOWED, text, retryable=False)
-    text = f"the program could not be started: {os.strerror(number)}"
-    return Failed(Reason.SPAWN_ERROR, text, {ENOENT: 127, EACCES: 126}.get(number), number in (EAGAIN, ENOMEM))
-
-
-def _ended(processes: int) -> str:
-    return f"{processes} process{'' if processes == 1 else 'es'} had to be killed"

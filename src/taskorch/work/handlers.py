@@ -5,7 +5,7 @@ import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -13,15 +13,14 @@ import anyio.to_thread
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from taskorch.domain.errors import InvalidInput, NonRetryable, RetryAfter, readable
-from taskorch.domain.task import Cancelled, Completed, Failed, Interrupted, Outcome, Progress, Reason, Task, is_command
+from taskorch.domain.errors import InvalidInput, readable
+from taskorch.domain.fields import expected
+from taskorch.domain.task import Cancelled, Failed, Interrupted, Outcome, Reason, Task, is_command
 from taskorch.storage.rows import dumps
+from taskorch.work import outcomes
 from taskorch.work.attempt import Attempt, Ending, Remains
 
 MAX_ATTEMPTS = 3  # a handler is idempotent by contract, so it is run again after a failure or a crash
-RESULT_BYTES = 65_536
-RESULT_DEPTH = 32
-MESSAGE_CHARACTERS = 4_000
 STOP_SECONDS = 0.5  # what an orderly stop leaves a running handler to finish by itself
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -51,33 +50,33 @@ class Context:
 
     def progress(self, value: float, total: float | None = None, message: str | None = None) -> None:
         """Say how far it is; from any thread, as often as you like. The latest is stored a few times a second."""
-        if not math.isfinite(value) or not math.isfinite(total or 0):
-            raise ValueError(f"progress must be finite numbers, not {value} of {total}")
-        text = message and message.encode("utf-8", "replace").decode()[:MESSAGE_CHARACTERS]
-        self._attempt.progress(Progress(float(value), None if total is None else float(total), text))
+        self._attempt.progress(outcomes.progress(value, total, message))
 
 
 class Handler:
     """A kind that is a Python function: `function(payload)` or `function(payload, context)`, async or not.
 
     If the first parameter is annotated with a pydantic model, a dataclass or a TypedDict (before Python 3.12 that of
-    typing_extensions), payloads are checked against it when a task is created, and the function receives that type. A
-    synchronous function runs in a thread.
+    typing_extensions), payloads are checked against it when a task is created, and the function receives that type. Its
+    result is checked against the return annotation, and becomes JSON by it. A synchronous function runs in a thread.
     """
 
     in_process = True
     timeout_seconds: float | None = None
 
     def __init__(self, function: Callable[..., Any], max_attempts: int = MAX_ATTEMPTS) -> None:
+        self.description = (inspect.getdoc(function) or "").partition("\n")[0]
         self.max_attempts = max_attempts
         self._function = function
         self._is_async = inspect.iscoroutinefunction(function)
-        parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+        signature = inspect.signature(function, eval_str=True)
+        parameters = list(signature.parameters.values())
         positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
         needs_more = any(one.kind is one.KEYWORD_ONLY and one.default is one.empty for one in parameters)
         if needs_more or not 1 <= len(positional) <= 2:
             raise TypeError(f"handler {function.__qualname__} must take (payload) or (payload, context)")
         self._takes_context = len(positional) == 2
+        self._returns = outcomes.returned(signature.return_annotation)
         wanted = positional[0].annotation
         plain = wanted is inspect.Parameter.empty or wanted is Any or wanted is dict
         self._payload = None if plain else TypeAdapter[Any](wanted)
@@ -89,6 +88,20 @@ class Handler:
     def shown(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
         return payload
 
+    def payload_schema(self) -> dict[str, Any] | None:
+        """That of the annotation; None where there is none, or none that JSON schema can say."""
+        try:
+            schema = self._payload.json_schema() if self._payload else None
+            dumps(schema)
+        except (PydanticUserError, ValueError):  # such as an infinite default
+            return None
+        return schema
+
+    @property
+    def hears(self) -> bool:
+        """Whether it can notice that it should end: other code can only be waited for, or killed."""
+        return self._is_async or self._takes_context
+
     async def run(self, attempt: Attempt) -> Outcome | None:
         try:
             payload = self._parse(attempt.task.payload)
@@ -97,7 +110,7 @@ class Handler:
         with anyio.CancelScope(deadline=anyio.current_time() + attempt.task.timeout_seconds) as scope:
             attempt.on_end(lambda: _end(attempt, scope))
             return await self._outcome(attempt, payload)
-        return _cut_short(attempt)
+        return cut_short(attempt)
 
     def has_ended(self, task: Task) -> bool:
         return False  # its end is nowhere but in its server
@@ -111,13 +124,16 @@ class Handler:
         try:
             return self._payload.validate_python(payload)
         except ValidationError as error:
-            raise InvalidInput(readable(error, "payload", _names(self._payload))) from None
+            schema = self.payload_schema() or {}
+            mistakes = readable(error, "payload", [*schema.get("properties", {})])
+            takes = f" The payload is {expected(schema)}." if schema else ""
+            raise InvalidInput(mistakes + takes) from None
 
     async def _outcome(self, attempt: Attempt, payload: Any) -> Outcome | None:
         context = Context(attempt)
         try:
             result = await self._call(payload, context)
-            return _cut_short(attempt) if context.told else _completed(result)
+            return cut_short(attempt) if context.told else outcomes.completed(result, self._returns)
         except anyio.get_cancelled_exc_class():
             if anyio.current_effective_deadline() == -math.inf:
                 raise  # a scope of ours, or one around it, was cancelled
@@ -126,8 +142,8 @@ class Handler:
             raise
         except BaseException as error:  # whatever it is, a handler may not end the server
             if context.told:
-                return _cut_short(attempt)
-            failed = _failed(error)
+                return cut_short(attempt)
+            failed = outcomes.failed(error)
             if failed.retryable and failed.retry_after_ms is None:  # else it was meant, and no mistake to look for
                 log.warning("task %s attempt %s failed", attempt.task.id, attempt.task.attempt, exc_info=error)
             return failed
@@ -142,36 +158,49 @@ class Handler:
         return result
 
 
-_REGISTERED: dict[str, tuple[Callable[..., Any], int | None]] = {}
+class Registered(NamedTuple):
+    function: Callable[..., Any]
+    max_attempts: int | None
+    isolate: bool
 
 
-def handler(name: str, *, max_attempts: int | None = None) -> Callable[[Function], Function]:
+_REGISTERED: dict[str, Registered] = {}
+
+
+def handler(name: str, *, max_attempts: int | None = None, isolate: bool = False) -> Callable[[Function], Function]:
     """Register the function below as the kind `name`; the function itself stays as it is.
 
     The contract: it may run again after a failure or a crash (3 starts, or `max_attempts`), so make it idempotent.
     It returns what JSON can hold, up to 64 KiB; an exception fails the attempt, `NonRetryable` the task,
-    `RetryAfter` says when to try again.
+    `RetryAfter` says when to try again. With `isolate` each attempt has a process of its own, which imports the modules
+    of TASKORCH_HANDLERS anew: it can be killed, with all that it started, and cannot take the server with it.
     """
 
     def register(function: Function) -> Function:
         if name in _REGISTERED or is_command(name):
             raise ValueError(f"the kind {name!r} is taken")
         Handler(function)  # a signature that cannot be called is an error where it is written
-        _REGISTERED[name] = (function, max_attempts)
+        _REGISTERED[name] = Registered(function, max_attempts, isolate)
         return function
 
     return register
 
 
-def load_handlers(modules: str, max_attempts: int = MAX_ATTEMPTS) -> dict[str, Handler]:
+def load_handlers(
+    modules: str, max_attempts: int = MAX_ATTEMPTS, isolated: Callable[[Callable[..., Any], int], Handler] = Handler
+) -> dict[str, Handler]:
     """Import comma-separated modules, which register their handlers; all that are registered now.
 
-    `max_attempts`: for those that name no number. Raises ImportError when a module is not found; what a module raises
-    while it is imported passes through.
+    `max_attempts`: for those that name no number. `isolated` makes the kind of those that want a process of their own;
+    by default they run in this one. Raises ImportError when a module is not found; what a module raises while it is
+    imported passes through.
     """
     for module in filter(None, (part.strip() for part in modules.split(","))):
         importlib.import_module(module)
-    return {name: Handler(function, most or max_attempts) for name, (function, most) in _REGISTERED.items()}
+    return {
+        name: (isolated if isolate else Handler)(function, most or max_attempts)
+        for name, (function, most, isolate) in _REGISTERED.items()
+    }
 
 
 def _end(attempt: Attempt, scope: anyio.CancelScope) -> None:
@@ -181,7 +210,7 @@ def _end(attempt: Attempt, scope: anyio.CancelScope) -> None:
         scope.cancel()
 
 
-def _cut_short(attempt: Attempt) -> Outcome | None:
+def cut_short(attempt: Attempt) -> Outcome | None:
     """How it ended when its scope ended it: by a wish, else by its time limit."""
     match attempt.ending:
         case Ending.CANCEL:
@@ -192,51 +221,6 @@ def _cut_short(attempt: Attempt) -> Outcome | None:
             return None
         case None:
             return Failed(Reason.TIMEOUT, f"it ran longer than {attempt.task.timeout_seconds:g} s")
-
-
-def _names(payload: TypeAdapter[Any]) -> list[str]:
-    """The fields of what a handler takes, to suggest from; none where its type has no JSON schema."""
-    try:
-        return list(payload.json_schema().get("properties", {}))
-    except PydanticUserError:
-        return []
-
-
-def _completed(result: Any) -> Outcome:
-    if isinstance(result, BaseModel):
-        result = result.model_dump(mode="json")
-    try:
-        text = dumps(result)
-        size = len(text) if text.isascii() else len(text.encode())
-        brackets = text.count("[") + text.count("{")
-        depth = _depth(result) if brackets > RESULT_DEPTH else brackets
-    except (TypeError, ValueError, RecursionError) as error:
-        return Failed(Reason.ERROR, f"its result is not JSON: {error}", retryable=False)
-    if size > RESULT_BYTES:
-        return Failed(Reason.ERROR, f"its result has {size} bytes; at most {RESULT_BYTES} are kept", retryable=False)
-    if depth > RESULT_DEPTH:
-        return Failed(Reason.ERROR, f"its result is nested more than {RESULT_DEPTH} levels deep", retryable=False)
-    return Completed(result, text)
-
-
-def _depth(value: Any) -> int:
-    match value:
-        case dict():
-            return 1 + max(map(_depth, cast(dict[Any, Any], value).values()), default=0)
-        case list() | tuple():
-            return 1 + max(map(_depth, cast(list[Any], value)), default=0)
-        case _:
-            return 0
-
-
-def _failed(error: BaseException) -> Failed:
-    """What an exception of a handler says; a group speaks by its first."""
-    while isinstance(error, BaseExceptionGroup):
-        error = cast(BaseExceptionGroup[BaseException], error).exceptions[0]
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    text = text.encode("utf-8", "replace").decode()[:MESSAGE_CHARACTERS]
-    wait_ms = round(error.seconds * 1000) if isinstance(error, RetryAfter) else None
-    return Failed(Reason.ERROR, text, retryable=not isinstance(error, NonRetryable), retry_after_ms=wait_ms)
 
 
 class Sleep(BaseModel):
