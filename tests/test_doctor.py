@@ -133,7 +133,7 @@ def test_the_command_prints_a_line_for_each_check_and_exits_with_0_when_nothing_
         ("ok", "settings      "),
         ("ok", "variables     "),
     ]
-    assert len(lines) == 17
+    assert len(lines) == 18
     assert last.endswith("to look at.") or last == "All is well."
 
 

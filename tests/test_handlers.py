@@ -76,7 +76,7 @@ def test_starts_are_the_handlers_own_number_or_else_the_settings(registry: dict[
     assert (loaded["own"].max_attempts, loaded["other"].max_attempts) == (7, 5)
 
 
-@pytest.mark.parametrize("name", ["echo", "command", "mine"])
+@pytest.mark.parametrize("name", ["echo", "command", "tool", "mine"])
 def test_a_name_that_is_taken_is_refused(name: str) -> None:
     handler("mine")(ok)
     with pytest.raises(ValueError, match=f"the kind '{name}' is taken"):

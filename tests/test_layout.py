@@ -24,11 +24,15 @@ LINES = 320  # a file that outgrows this has found its seam
 DOMAIN, STORAGE, WORK, MCP, CLI = FOLDERS = ("domain", "storage", "work", "mcp", "cli")
 TOP = {"__init__", "__main__", "app", "config", "logs", "parent"}
 SDK = {"mcp", "mcp_types"}
+SDK_CLIENTS = {"work.program", "work.remote_session"}
 
 
 @dataclass
 class Imports:
-    """What a module imports: modules of ours, and top-level names of others; `late`: ours, inside functions."""
+    """What a module imports: modules of ours, and top-level names of others.
+
+    `late`: those of ours that are not loaded with it, inside functions or for type checkers alone.
+    """
 
     ours: set[str] = field(default_factory=set[str])
     others: set[str] = field(default_factory=set[str])
@@ -42,12 +46,7 @@ class Imports:
 def imports(name: str) -> Imports:
     found = Imports()
     tree = ast.parse(file(name).read_text())
-    late = {
-        id(node)
-        for f in ast.walk(tree)
-        if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(f)
-    }
+    late = {id(node) for above in ast.walk(tree) if is_later(above) for node in ast.walk(above)}
     for node in ast.walk(tree):
         modules: list[str] = []
         if isinstance(node, ast.Import):
@@ -64,6 +63,12 @@ def imports(name: str) -> Imports:
                 target = found.late if id(node) in late else found.ours
                 target.add(rest if file(rest).exists() else "__init__")
     return found
+
+
+def is_later(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 def file(name: str) -> Path:
@@ -112,9 +117,17 @@ def test_the_store_knows_nothing_of_those_who_use_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", of(DOMAIN, STORAGE, WORK))
-def test_the_running_side_knows_nothing_of_mcp(name: str) -> None:
+def test_the_running_side_knows_nothing_of_the_mcp_side(name: str) -> None:
     assert {folder(found) for found in MODULES[name].all_ours} <= {DOMAIN, STORAGE, WORK}
-    assert not MODULES[name].others & SDK
+
+
+def test_the_running_side_uses_the_sdk_only_as_a_client_of_other_servers_and_loads_it_only_then() -> None:
+    """Tasks may call tools of other servers, and speaking the protocol is the SDK's work there too."""
+    running = of(DOMAIN, STORAGE, WORK)
+    assert {name for name in running if MODULES[name].others & SDK} == SDK_CLIENTS
+    assert {name for name in MODULES if MODULES[name].ours & SDK_CLIENTS} <= SDK_CLIENTS
+    assert {name for name in MODULES if MODULES[name].late & SDK_CLIENTS} == {"work.connections", "work.remote"}
+    assert not reach("work.remote") & SDK
 
 
 @pytest.mark.parametrize("name", of(MCP))

@@ -21,7 +21,7 @@ from mcp.server.stdio import stdio_server
 from taskorch import __version__, parent
 from taskorch.config import Settings
 from taskorch.domain.errors import StoreError, TaskError
-from taskorch.domain.task import COMMAND
+from taskorch.domain.task import COMMAND, TOOL
 from taskorch.mcp.answered import Answers, Asked
 from taskorch.mcp.protocol_tasks import serve_protocol_tasks
 from taskorch.mcp.resources import Resources
@@ -34,12 +34,15 @@ from taskorch.storage.store import Store
 from taskorch.work.attempt import Kind
 from taskorch.work.bell import Bell
 from taskorch.work.command import Command
+from taskorch.work.connections import Connections
 from taskorch.work.handlers import load_handlers
 from taskorch.work.housekeeping import Housekeeper
 from taskorch.work.isolated import Isolated
+from taskorch.work.mcp_servers import read_servers, refuse_own, within
 from taskorch.work.peers import Peers, nobody_lives, refuse_foreign
 from taskorch.work.policy import Policy
 from taskorch.work.recipes import load_recipes
+from taskorch.work.remote import RemoteTool
 from taskorch.work.results import Results
 from taskorch.work.worker import Worker
 
@@ -65,9 +68,11 @@ class App:
 async def running(settings: Settings, start: Path | None = None) -> AsyncGenerator[App]:
     """Open the store, start the pool, and have the MCP server ready, until the block ends.
 
-    `start`: where commands run by default, the current folder if None. Raises StoreError, ImportError.
+    `start`: where commands run by default, the current folder if None. Raises TaskError, ImportError.
     """
     state = settings.state_dir
+    refuse_own(state, os.environ)
+    connections = Connections(read_servers(settings.mcp_servers), __version__, within(state, os.environ))
     folder = state / "output"
     policy = Policy(settings.allow_commands, folders=settings.allow_dirs)
     command = Command(folder, policy, settings.pass_env, settings.grace_seconds, start or Path.cwd())
@@ -78,6 +83,7 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
     others: dict[str, Kind] = {
         **load_handlers(settings.handlers, settings.handler_max_attempts, isolated),
         **load_recipes(settings.recipes, command),
+        **({TOOL: RemoteTool(connections)} if connections.servers else {}),
     }
     claimable = others | ({COMMAND: command} if command.policy.allows_any else {})
     await anyio.to_thread.run_sync(refuse_foreign, state / "servers")
@@ -119,6 +125,7 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
             )
             peers.sweep({peer.uuid for peer in await store.others(owner)})
             async with anyio.create_task_group() as group:
+                await group.start(connections.run)
                 for loop in (partial(store.follow_others, bell.rung), bell.run, resources.run, housekeeper.run):
                     group.start_soon(loop)
                 app = App(service, worker, server)

@@ -23,7 +23,7 @@ from taskorch.domain.errors import shown
 
 PREFIX = "TASKORCH_"
 TABLES = frozenset({"recipes"})  # what only config.toml can say
-GIVEN_TO_COMMANDS = {"TASKORCH_TASK_ID", "TASKORCH_ATTEMPT", "TASKORCH_IDEMPOTENCY_KEY"}
+GIVEN_BY_US = {"TASKORCH_TASK_ID", "TASKORCH_ATTEMPT", "TASKORCH_IDEMPOTENCY_KEY", "TASKORCH_WITHIN"}  # no settings
 
 
 def default_concurrency() -> int:
@@ -35,6 +35,12 @@ def default_concurrency() -> int:
 def _absolute(path: Path) -> Path:
     """Hosts pass `~` on as it is, and a command's supervisor works in another folder than the server."""
     return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def _file(path: Path) -> Path:
+    if not os.path.isabs(whole := os.path.expanduser(path)):
+        raise ValueError(f"{shown(str(path))} is a relative path; use an absolute one")
+    return Path(whole)
 
 
 def _folders(text: str) -> str:
@@ -73,6 +79,10 @@ class Settings(BaseSettings):
         str, AfterValidator(_folders), Field(description="folders that commands may run below, comma-separated")
     ] = ""
     pass_env: Annotated[str, Field(description="further variables that commands inherit, comma-separated")] = ""
+    mcp_servers: Annotated[
+        Annotated[Path, AfterValidator(_file)] | None,
+        Field(description="JSON file of MCP servers whose tools tasks may call"),
+    ] = None
     handlers: Annotated[str, Field(description="Python modules with handlers, comma-separated")] = ""
     timeout_seconds: Annotated[float, Field(gt=0, le=86_400, description="default limit of one attempt")] = 3600
     command_max_attempts: Annotated[int, Field(ge=1, le=100, description="default starts of a command")] = 1
@@ -148,7 +158,7 @@ def where_to_mend(error: ValidationError) -> str:
 
 def unknown_variables(environment: Iterable[str]) -> list[str]:
     """TASKORCH_ variables that mean nothing: misspelt, most likely."""
-    known = variables() | GIVEN_TO_COMMANDS
+    known = variables() | GIVEN_BY_US
     return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
 
 

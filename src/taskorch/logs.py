@@ -8,7 +8,8 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 CHARACTERS = 4_000  # of a line
 LINES = 200  # of a traceback, the last ones
 BELOW = "  | "  # begins each line of a traceback: a record begins with its time
-TALKATIVE = ("aiosqlite", "mcp")  # at DEBUG they tell whole tasks and messages, secrets included
+# From here on: below it they tell whole tasks and messages, addresses and session ids, secrets included.
+TALKATIVE = {"aiosqlite": logging.INFO, "mcp": logging.INFO, "mcp.client": logging.WARNING, "httpx2": logging.WARNING}
 # Whatever ends a line, moves a terminal's cursor, or turns the direction of writing.
 UNSAFE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -35,8 +36,8 @@ def start(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Plain(FORMAT))
     logging.basicConfig(level=level, handlers=[handler])
-    for name in TALKATIVE:
-        logging.getLogger(name).setLevel(logging.INFO)
+    for name, least in TALKATIVE.items():
+        logging.getLogger(name).setLevel(least)
 
 
 def _below(text: str) -> str:

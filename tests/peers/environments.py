@@ -20,14 +20,14 @@ def run(*command: str, folder: Path | None = None, seconds: float = 120) -> subp
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False)
 
 
-def npm(cache: Path, *packages: str) -> Path:
+def npm(cache: Path, *packages: str, oldest: int = 22) -> Path:
     """A folder whose `node_modules/.bin` has the packages' commands, and a `node` where the machine's is too old."""
 
     def fill(folder: Path) -> None:
         command = shutil.which("npm")
         if command is None:
             raise Unavailable("there is no npm on the PATH.")
-        wanted = packages if own_node() else (*packages, NODE)
+        wanted = packages if own_node(oldest) else (*packages, NODE)
         quiet = ("--no-audit", "--no-fund", "--no-package-lock")
         _install(wanted, command, "install", "--prefix", str(folder), *quiet, *wanted)
 
@@ -44,11 +44,11 @@ def venv(cache: Path, *packages: str) -> Path:
     return _made(cache, packages, fill)
 
 
-def own_node() -> str | None:
+def own_node(oldest: int = 22) -> str | None:
     """The machine's node, if it is new enough."""
     node = shutil.which("node")
     found = re.match(r"v(\d+)", run(node, "--version").stdout) if node else None
-    return node if found and int(found[1]) >= 22 else None
+    return node if found and int(found[1]) >= oldest else None
 
 
 def _made(cache: Path, packages: tuple[str, ...], fill: Callable[[Path], None]) -> Path:

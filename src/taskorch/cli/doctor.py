@@ -47,6 +47,7 @@ def diagnose(flags: Mapping[str, object]) -> tuple[Path, list[Check]]:
         "commands": lambda: runnable.commands(settings.allow_commands),
         "recipes": lambda: runnable.recipes(settings.recipes),
         "command dirs": lambda: runnable.command_dirs(settings.allow_dirs),
+        "mcp servers": lambda: runnable.mcp_servers(settings.mcp_servers),
         "folder": lambda: rights(folder),
         "file system": lambda: file_system(folder, settings.allow_network_state),
         "disk": lambda: disk(place.free_bytes(_nearest(folder))),

@@ -1,13 +1,15 @@
-"""What may run here, as `taskorch doctor` looks at it: programs, folders, recipes."""
+"""What may run here, as `taskorch doctor` looks at it: programs, folders, recipes, tools of other servers."""
 
 import os
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 
 from taskorch.cli.check import FAIL, OK, WARN, Found
 from taskorch.config import PREFIX, config_file
 from taskorch.domain.errors import InvalidInput
 from taskorch.domain.recipe import Recipe, hole
+from taskorch.work.mcp_servers import Stdio, read_servers
 from taskorch.work.policy import Policy
 from taskorch.work.recipes import locate
 
@@ -51,3 +53,17 @@ def recipes(tables: Mapping[str, Recipe]) -> Found:
     if lost := [f"{name} runs in {cwd}, which is no folder" for name, cwd in fixed.items() if not os.path.isdir(cwd)]:
         return WARN, "; ".join(lost), f"Make it, or correct {config_file()}."
     return OK, "; ".join(runs), ""
+
+
+def mcp_servers(file: Path | None) -> Found:
+    """The names of those in the file, and which of their programs are not there."""
+    try:
+        known = read_servers(file)
+    except InvalidInput as error:
+        return FAIL, str(error), "Correct the file: no server starts with it."
+    if not known:
+        return OK, f"no tasks on tools of other servers; {PREFIX}MCP_SERVERS names a file of servers", ""
+    missing = [name for name, entry in known.items() if isinstance(entry, Stdio) and entry.found is None]
+    if missing:
+        return WARN, f"{', '.join(missing)}: the command is not found", f"Install it, or give its path in {file}."
+    return OK, f"tasks may call tools of {', '.join(known)}", ""

@@ -13,6 +13,7 @@ OnDependencyFailure = Literal["cancel", "fail", "run"]
 CatchUp = Literal["once", "skip", "all"]
 Overlap = Literal["skip", "queue"]
 HIDDEN = "(hidden)"  # what replies show in the place of a value of a command's environment
+TOOL = "tool"  # the kind that calls a tool of another MCP server
 COMMAND, RECIPE = "command", "recipe:"  # the kind that runs any allowed program, and what kinds begin with that run one
 
 

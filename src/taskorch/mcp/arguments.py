@@ -125,7 +125,7 @@ class TaskWish(Arguments):
     ] = {}
     name: Name | None = None
     priority: PriorityName = "medium"
-    max_attempts: Annotated[Attempts | None, Field(description="starts in all; default: command 1, others 3")] = None
+    max_attempts: Annotated[Attempts | None, Field(description="starts in all; default: handlers 3, else 1")] = None
     timeout_seconds: Annotated[Timeout | None, Field(description="of one attempt")] = None
     delay_seconds: Delay | None = None
     run_at: Time | None = None

@@ -1,6 +1,5 @@
 """The `command` kind: what may run, and how an attempt of it or of a recipe is started, followed, ended and adopted."""
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from taskorch.domain.readiness import NEVER_RETRIED
 from taskorch.domain.task import HIDDEN, Cancelled, Completed, Failed, Interrupted, Outcome, Reason, Task
 from taskorch.work import output, supervised
 from taskorch.work.attempt import Attempt, Ending, Remains, unbegun
+from taskorch.work.environment import inherited
 from taskorch.work.following import (
     exit_text,
     follow,
@@ -32,7 +32,6 @@ from taskorch.work.markers import Markers
 from taskorch.work.policy import NotAllowed, Policy, parts
 from taskorch.work.supervised import Exit, Order, SpawnFailed, Supervised
 
-PASSED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "SHELL", "TERM")
 # Each runs other code than argv says, whatever the program: loaders, the start of shells and interpreters, git's ssh.
 DENIED = {"BASH_ENV", "ENV", "PYTHONSTARTUP", "GIT_SSH", "GIT_SSH_COMMAND"}
 DENIED_PREFIXES = ("LD_", "DYLD_", "BASH_FUNC_")
@@ -248,9 +247,8 @@ class Command:
                 )
 
     def _environment(self, task: Task, given: Mapping[str, str]) -> dict[str, str]:
-        names = [name for name in os.environ if name in PASSED or name.startswith("LC_") or name in self._passed]
         return {
-            **{name: os.environ[name] for name in names},
+            **inherited(self._passed),
             **given,
             **marks(task),
         }

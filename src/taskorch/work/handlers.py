@@ -15,7 +15,7 @@ from pydantic.errors import PydanticUserError
 
 from taskorch.domain.errors import InvalidInput, readable
 from taskorch.domain.fields import expected
-from taskorch.domain.task import Cancelled, Failed, Interrupted, Outcome, Reason, Task, is_command
+from taskorch.domain.task import TOOL, Cancelled, Failed, Interrupted, Outcome, Reason, Task, is_command
 from taskorch.storage.rows import dumps
 from taskorch.work import outcomes
 from taskorch.work.attempt import Attempt, Ending, Remains
@@ -108,7 +108,7 @@ class Handler:
         except InvalidInput as error:
             return Failed(Reason.INVALID_PAYLOAD, str(error), retryable=False)
         with anyio.CancelScope(deadline=anyio.current_time() + attempt.task.timeout_seconds) as scope:
-            attempt.on_end(lambda: _end(attempt, scope))
+            attempt.on_end(lambda: end_scope(attempt, scope))
             return await self._outcome(attempt, payload)
         return cut_short(attempt)
 
@@ -177,7 +177,7 @@ def handler(name: str, *, max_attempts: int | None = None, isolate: bool = False
     """
 
     def register(function: Function) -> Function:
-        if name in _REGISTERED or is_command(name):
+        if name in _REGISTERED or is_command(name) or name == TOOL:
             raise ValueError(f"the kind {name!r} is taken")
         Handler(function)  # a signature that cannot be called is an error where it is written
         _REGISTERED[name] = Registered(function, max_attempts, isolate)
@@ -203,7 +203,8 @@ def load_handlers(
     }
 
 
-def _end(attempt: Attempt, scope: anyio.CancelScope) -> None:
+def end_scope(attempt: Attempt, scope: anyio.CancelScope) -> None:
+    """Cut short what runs in the scope, as the wish to end it says: after a moment when the server stops."""
     if attempt.ending is Ending.STOP:
         scope.deadline = min(scope.deadline, anyio.current_time() + STOP_SECONDS)
     else:
