@@ -1,6 +1,6 @@
 """Bugs to plant in the store, each of which a proof must find: one that proves nothing would find none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,14 +31,14 @@ def _fence(holds: Callable[[Task, Task], bool]) -> Plant:
 
 
 def _trusts_the_index(patch: pytest.MonkeyPatch) -> None:
-    def runnable(tx: Transaction, kind: str, limit: int, now: int) -> list[Task]:
-        return [from_row(row) for row in bulk.select(tx, COLUMNS, claims.READY, (kind, limit))]
+    def runnable(tx: Transaction, query: str, values: Sequence[Any], now: int) -> list[Task]:
+        return [from_row(row) for row in bulk.select(tx, COLUMNS, query, values)]
 
     def claim(task: Task, owner: int, now: int) -> Task:
         return original(with_values(task, run_at=None, expires_at=None), owner, now)
 
     original = rules.claim
-    patch.setattr(claims, "_runnable", runnable)
+    patch.setattr(claims, "runnable", runnable)
     patch.setattr(rules, "claim", claim)
 
 

@@ -76,6 +76,17 @@ def test_the_example_of_fetching_comes_again_when_it_is_told_to_and_only_then(pl
     assert missing["error"]["message"] == f"NonRetryable: {urls[1]} answers 404"
 
 
+def test_two_outside_workers_share_a_list(tmp_path: Path) -> None:
+    command = [sys.executable, "examples/outside_worker.py", str(tmp_path / "state")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        done = run(*command)
+        told = other.communicate(timeout=WAIT_SECONDS)[0].splitlines() + done.stdout.splitlines()
+    assert done.returncode == other.returncode == 0, done.stderr
+    completed = [line.split()[0] for line in told if " completed {'lines': " in line]
+    assert len(completed) == len(set(completed)) == 6
+    assert len(told) == 6 + 2, told
+
+
 async def test_mcp_json_starts_a_server_that_lists_its_tools(tmp_path: Path) -> None:
     (entry,) = json.loads((ROOT / "mcp.json").read_text())["mcpServers"].values()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

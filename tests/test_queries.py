@@ -350,6 +350,7 @@ async def test_a_history_is_told_oldest_first_and_bounded(
     assert history.attempts[0] == {
         "attempt": 1,
         "owner": 1,
+        "worker": None,
         "started_at": clock.now - 4000,
         "ended_at": clock.now - 4000,
         "outcome": "cancelled",

@@ -199,7 +199,8 @@ def test_a_wait_reply_is_bounded_whatever_the_tasks_hold(number: int, most: int,
 def test_the_full_view_is_bounded_whatever_the_history_holds() -> None:
     long = "x" * 4_000
     attempts = [
-        {"attempt": n, "owner": 1, "started_at": NOW, "ended_at": NOW, "outcome": "failed", "reason": "error"}
+        {"attempt": n, "owner": 1, "worker": None, "started_at": NOW}
+        | {"ended_at": NOW, "outcome": "failed", "reason": "error"}
         | {"message": long, "exit_code": 1}
         for n in range(50)
     ]

@@ -41,7 +41,7 @@ from taskorch.domain.errors import StoreError
 from taskorch.mcp.arguments import schema
 from taskorch.mcp.resources import Resources
 from taskorch.mcp.server import INSTRUCTIONS, build_server
-from taskorch.mcp.tools import TOOLS
+from taskorch.mcp.tools import CORE, TOOLS, offered
 from taskorch.storage import busy
 
 SCHEMAS = Path(__file__).with_name("schemas.json")
@@ -66,7 +66,7 @@ async def test_it_says_who_it_is_and_how_to_work_with_it(client: Client) -> None
 
 async def test_every_tool_says_its_title_and_all_four_hints(client: Client) -> None:
     tools = (await client.list_tools()).tools
-    assert [tool.name for tool in tools] == list(TOOLS)
+    assert [tool.name for tool in tools] == list(offered({CORE}))
     for tool in tools:
         assert tool.title and tool.description and tool.annotations
         assert tool.annotations.read_only_hint is (tool.name in READ_ONLY)
@@ -156,7 +156,7 @@ REFERENCE = ResourceTemplateReference(uri="task://{task_id}")
 
 
 async def test_internal_errors_are_logged_and_never_told(app: App, era: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert GOOD.keys() == TOOLS.keys()
+    assert GOOD.keys() == offered({CORE}).keys()
     async with broken(app, era, RuntimeError("secret")) as client:
         for tool, arguments in GOOD.items():
             text = await refused(client, tool, **arguments)
@@ -365,7 +365,7 @@ async def test_a_client_over_stdio_gets_the_same(tmp_path: Path, era: str) -> No
             assert client.protocol_version == VERSIONS[era]
             capabilities = client.server_capabilities
             assert capabilities.resources == mt.ResourcesCapability(subscribe=True, list_changed=True)
-            assert [tool.name for tool in (await client.list_tools()).tools] == list(TOOLS)
+            assert [tool.name for tool in (await client.list_tools()).tools] == list(offered({CORE}))
             told: list[float] = []
 
             async def on_progress(value: float, total: float | None, message: str | None) -> None:
@@ -459,7 +459,7 @@ async def test_on_the_wire_the_tools_take_eight_kibibytes_and_bad_lines_do_no_ha
         assert len(opened["instructions"].encode()) <= 2_000
 
         listed = await server.ask("tools/list")
-        assert [tool["name"] for tool in listed["result"]["tools"]] == list(TOOLS)
+        assert [tool["name"] for tool in listed["result"]["tools"]] == list(offered({CORE}))
         assert size(listed["result"]) <= 8_192 and listed["bytes"] <= 8_192 + 64
         assert "null" not in json.dumps(listed)
         for tool in listed["result"]["tools"]:

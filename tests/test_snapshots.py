@@ -45,7 +45,7 @@ def under_way() -> Task:
 
 
 def history() -> History:
-    start = {"attempt": 1, "owner": 1, "started_at": NOW + 5}
+    start = {"attempt": 1, "owner": 1, "worker": None, "started_at": NOW + 5}
     end = {
         "ended_at": NOW + 1_505,
         "outcome": "failed",

@@ -29,7 +29,7 @@ from taskorch.domain.task import (
     Status,
     Task,
 )
-from taskorch.storage import busy, claims, finding, schema
+from taskorch.storage import busy, claims, finding, lapses, outside, schema
 from taskorch.storage import queries as queries_module
 from taskorch.storage import store as module
 from taskorch.storage.database import Database, Transaction, open_database
@@ -272,6 +272,14 @@ def test_an_attempt_has_an_end_and_an_outcome_or_neither(table: sqlite3.Connecti
         (finding.BY_PREFIX, "tasks_id"),
         (queries_module.READY_COUNT, "tasks_ready"),
         (queries_module.NEXT_RUN, "tasks_due"),
+        (lapses.LAPSED, "tasks_claim_expiring"),
+        (lapses.TOO_FAR, "tasks_claim_expiring"),
+        (outside.PICK, "tasks_ready"),
+        (outside.KINDS, "tasks_outside"),
+        (outside.DIRECTORIES, "tasks_outside"),
+        (outside.WAITING, "tasks_outside"),
+        (outside.WORKING, "tasks_working"),
+        (outside.OPEN, "tasks_working"),
     ],
 )
 def test_a_frequent_question_is_answered_from_its_index(table: sqlite3.Connection, sql: str, index: str) -> None:

@@ -12,6 +12,7 @@ from twin import LIMITS, Row
 
 from taskorch.domain.task import Error
 from taskorch.storage.database import Database, open_database
+from taskorch.storage.outside import OutsideStore
 from taskorch.storage.rows import SELECT, from_row
 from taskorch.storage.store import Store
 
@@ -26,6 +27,7 @@ class World:
         self._portal = portal
         self._databases = databases
         self.stores = [Store(database, self.clock, limits=LIMITS) for database in databases]
+        self.desks = [OutsideStore(database, self.clock, LIMITS) for database in databases]
         self.owners = [self.run(store.register, str(n), n, "1", KINDS) for n, store in enumerate(self.stores)]
 
     def run(self, call: Callable[..., Any], *arguments: Any) -> Any:

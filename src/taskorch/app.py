@@ -21,6 +21,8 @@ from mcp.server.stdio import stdio_server
 from taskorch import __version__, parent
 from taskorch.config import Settings
 from taskorch.domain.errors import StoreError, TaskError
+from taskorch.domain.kind import Kind as TaskKind
+from taskorch.domain.outside import OUTSIDE, Outside
 from taskorch.domain.task import COMMAND, TOOL
 from taskorch.mcp.answered import Answers, Asked
 from taskorch.mcp.protocol_tasks import serve_protocol_tasks
@@ -28,6 +30,7 @@ from taskorch.mcp.resources import Resources
 from taskorch.mcp.server import build_server, initialization
 from taskorch.mcp.service import Service
 from taskorch.storage.database import open_database
+from taskorch.storage.outside import OutsideStore
 from taskorch.storage.place import LEAST_FREE_BYTES, free_bytes
 from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store
@@ -40,7 +43,7 @@ from taskorch.work.housekeeping import Housekeeper
 from taskorch.work.isolated import Isolated
 from taskorch.work.mcp_servers import read_servers, refuse_own, within
 from taskorch.work.peers import Peers, nobody_lives, refuse_foreign
-from taskorch.work.policy import Policy
+from taskorch.work.policy import Policy, parts
 from taskorch.work.recipes import load_recipes
 from taskorch.work.remote import RemoteTool
 from taskorch.work.results import Results
@@ -86,6 +89,8 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
         **({TOOL: RemoteTool(connections)} if connections.servers else {}),
     }
     claimable = others | ({COMMAND: command} if command.policy.allows_any else {})
+    toolsets = set(parts(settings.toolsets))
+    for_workers: dict[str, TaskKind] = {OUTSIDE: Outside()} if "worker" in toolsets else {}
     await anyio.to_thread.run_sync(refuse_foreign, state / "servers")
     alone = partial(nobody_lives, state / "servers")
     async with open_database(state / "taskorch.db", alone, settings.allow_network_state) as database:
@@ -101,7 +106,10 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
             service = Service(
                 store=store,
                 queries=queries,
-                kinds=others | {COMMAND: command},
+                outside=OutsideStore(database, store.now, settings.limits),
+                kinds={**others, COMMAND: command, **for_workers},
+                toolsets=toolsets,
+                fill=results.filled,
                 output_folder=folder,
                 version=__version__,
                 slots=settings.concurrency,

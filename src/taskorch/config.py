@@ -23,6 +23,7 @@ from taskorch.domain.errors import shown
 
 PREFIX = "TASKORCH_"
 TABLES = frozenset({"recipes"})  # what only config.toml can say
+TOOLSETS = ("core", "worker")
 GIVEN_BY_US = {"TASKORCH_TASK_ID", "TASKORCH_ATTEMPT", "TASKORCH_IDEMPOTENCY_KEY", "TASKORCH_WITHIN"}  # no settings
 
 
@@ -65,6 +66,13 @@ def _keys(limits: dict[str, int]) -> dict[str, int]:
     return limits
 
 
+def _toolsets(text: str) -> str:
+    for name in filter(None, map(str.strip, text.split(","))):
+        if name not in TOOLSETS:
+            raise ValueError(f"{shown(name)} is no toolset; use {' or '.join(TOOLSETS)}, comma-separated")
+    return text
+
+
 class Settings(BaseSettings):
     """Each field is TASKORCH_ and its name in capitals, and a key of config.toml. TABLES are that alone."""
 
@@ -84,6 +92,9 @@ class Settings(BaseSettings):
         Field(description="JSON file of MCP servers whose tools tasks may call"),
     ] = None
     handlers: Annotated[str, Field(description="Python modules with handlers, comma-separated")] = ""
+    toolsets: Annotated[
+        str, AfterValidator(_toolsets), Field(description="core, and worker for outside workers, comma-separated")
+    ] = "core"
     timeout_seconds: Annotated[float, Field(gt=0, le=86_400, description="default limit of one attempt")] = 3600
     command_max_attempts: Annotated[int, Field(ge=1, le=100, description="default starts of a command")] = 1
     handler_max_attempts: Annotated[int, Field(ge=1, le=100, description="default starts of a handler")] = 3

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from random import Random
 
+from taskorch.domain.outside import is_outside
 from taskorch.domain.task import Failed, Phase, Priority, Reason, Retry, Status, Task, with_values
 
 AGEING_MS = 600_000  # of waiting for a slot or for room under a limit, for each level of rank
@@ -62,14 +63,17 @@ def aged(task: Task, now: int) -> Task:
 
 
 def phase(task: Task, now: int, kinds: Collection[str]) -> Phase | None:
-    """Why the task waits, or that it is being cancelled. `kinds`: what some live server can run."""
+    """Why the task waits, or that it is being cancelled. `kinds`: what some live server can run.
+
+    What outside workers do waits for no server.
+    """
     if task.status is Status.WORKING:
         return Phase.CANCELLING if task.cancel_requested_at is not None else None
     if task.status is not Status.WAITING:
         return None
     if task.paused:
         return Phase.PAUSED
-    if task.blocked or task.held or task.kind not in kinds:
+    if task.blocked or task.held or not (task.kind in kinds or is_outside(task.kind)):
         return Phase.BLOCKED
     if task.schedule is not None:
         return Phase.SCHEDULED

@@ -250,6 +250,8 @@ def with_values(task: Task, **changes: Any) -> Task:
 
 # How one attempt ended.
 
+RESULT_BYTES = 65_536  # of a result as JSON, at most
+
 
 @dataclass(frozen=True, slots=True)
 class Completed:

@@ -10,6 +10,7 @@ import anyio.to_thread
 from taskorch.domain import references
 from taskorch.domain.errors import InvalidInput, did_you_mean, shown
 from taskorch.domain.kind import Kind
+from taskorch.domain.outside import OUTSIDE, check_kind, is_outside
 from taskorch.domain.task import RECIPE, NewTask, Priority, Status, Task
 from taskorch.mcp import arguments as args
 from taskorch.mcp import links
@@ -218,8 +219,14 @@ def _check_payload(kind: Kind, payload: Mapping[str, Any]) -> None:
 
 
 def _kind(service: Service, name: str) -> Kind:
-    if name not in service.kinds:
-        known = sorted(service.kinds)
+    known = sorted(service.kinds)
+    if is_outside(name):
+        if OUTSIDE not in known:
+            how = "Outside workers are switched on by TASKORCH_TOOLSETS=core,worker in the environment of taskorch."
+            raise InvalidInput(f"Unknown kind {shown(name)}. {how} Use one of: {', '.join(known)}.")
+        check_kind(name)
+        return service.kinds[OUTSIDE]
+    if name not in known:
         near = did_you_mean(RECIPE + name, known) if RECIPE + name in known else did_you_mean(name, known)
         raise InvalidInput(f"Unknown kind {shown(name)}.{near} Use one of: {', '.join(known)}.")
     return service.kinds[name]

@@ -27,6 +27,19 @@ FOLLOW = "To follow what works call wait_for_tasks: it shows the last output."
 ONE_ID = "This takes one task by task_id: call list_tasks to find them, then call it once for each."
 TREE = "The whole process tree is ended, first asked, then forced; leave it out."
 POLICY = 'Write retry={"on_exit": [1, 75], "first_delay_seconds": 5}, of which each part may be left out.'
+NO_WORKERS = (
+    "Claiming tasks is for outside workers: the user switches that on by TASKORCH_TOOLSETS=core,worker in the "
+    'environment of taskorch. Kinds like "command" are run by the server itself.'
+)
+FOR_AGENTS = (
+    "A task runs a program or a Python handler, no model. get_stats lists the kinds; if one is outside, write "
+    'kind="outside", payload={"prompt": "...", "work_directory": "/absolute"}: an agent that calls claim_task does it.'
+)
+WHY = "Say in message why it could not be done."
+ANY_KIND = "One call claims one task, the best that fits; filters are kind, label and work_directory."
+ENDS = "Call complete_task when it is done, fail_task when it cannot be done."
+FENCE = "task_id and attempt say whose it is; leave it out."
+BUDGET = "When it is tried again is reckoned by the server; retryable=false fails the task for good."
 FULL = 'Write detail="full" for payload, attempts and events; get_task_output has the output.'
 
 # For each tool: words for what it does not have, and what to do about it.
@@ -44,7 +57,7 @@ UNKNOWN: dict[str, dict[str, str]] = {
         "paused": "Create it with delay_seconds or run_at, then call update_task(paused=true).",
         "status": "A new task waits, always; leave it out.",
         "callback callback_url webhook webhook_url notify": "Nobody is called back: call wait_for_tasks.",
-        "prompt instructions agent": "A task runs a program or a Python handler, no model. get_stats lists the kinds.",
+        "prompt instructions agent": FOR_AGENTS,
         "code source": 'Name the program that runs it: payload={"argv": ["python3", "-c", "print(1)"]}.',
         "on_exit fail_on_exit retry_on_exit retry_on first_delay_seconds max_delay_seconds factor": POLICY,
         "retry_policy retry_options retry_delay retry_delay_seconds retry_backoff backoff backoff_factor": POLICY,
@@ -85,6 +98,21 @@ UNKNOWN: dict[str, dict[str, str]] = {
         "all": 'Write until="all".',
         "status": "It waits for any end: completed, failed or cancelled; leave it out.",
     },
+    "claim_task": {
+        "task_id id name priority limit count max_tasks batch_size status": ANY_KIND,
+        "wait wait_seconds timeout timeout_seconds block": "It answers at once, and says when the next one is due.",
+    },
+    "heartbeat_task": {"status state result error": ENDS, "worker worker_id owner token lease_id": FENCE},
+    "complete_task": {
+        "status state success error": ENDS,
+        "worker worker_id owner token lease_id": FENCE,
+    },
+    "fail_task": {
+        "result": ENDS,
+        "error reason error_message details exception": WHY,
+        "worker worker_id owner token lease_id": FENCE,
+        "delay delay_seconds backoff retry_at run_at retry_after": BUDGET,
+    },
     "get_task_output": {
         "lines tail_lines n_lines num_lines last_lines line_count tail head n": BYTES,
         "stream stdout stderr channel": BOTH,
@@ -105,10 +133,15 @@ TOOLS = {
     "wait_for_tasks": "wait await join sleep block",
     "get_task_output": "output log logs tail stdout stderr cat",
     "get_stats": "stats statistics health metrics summary dashboard ping",
+    "claim_task": """acquire acquire_task take take_task next next_task get_next_task fetch_next_task pull pop dequeue
+        lease reserve checkout claim_next claim_tasks""",
+    "heartbeat_task": "heartbeat keepalive keep_alive extend extend_claim renew report_progress update_progress touch",
+    "complete_task": "complete finish done ack ack_task acknowledge submit_result mark_done resolve",
+    "fail_task": "fail nack nack_task reject release release_task unclaim give_back",
 }
 ORDER = (  # of two words in one name the more telling one comes first: get_task_status, tail_output
     *("get_task_output", "wait_for_tasks", "get_stats", "retry_task", "cancel_task", "delete_task", "update_task"),
-    *("create_task", "get_task", "list_tasks"),
+    *("claim_task", "heartbeat_task", "complete_task", "fail_task", "create_task", "get_task", "list_tasks"),
 )
 
 
@@ -125,9 +158,11 @@ def unknown_tool(name: str, known: Collection[str]) -> str:
     """The sentence for a tool that is none: what was meant, else what there is."""
     bare = re.split(r"__|[.:/]", name[-100:])[-1]
     snake = snake_case(bare).removeprefix("taskorch_")
-    near = [tool for tool in known if snake in (tool, *TOOLS[tool].split())]
-    near += difflib.get_close_matches(snake, known, n=1, cutoff=0.88)
-    near += [tool for tool in ORDER if set(snake.split("_")) & set(TOOLS[tool].split())]
+    exact = [tool for tool in TOOLS if snake in (tool, *TOOLS[tool].split())]
+    if exact and not (exact := [tool for tool in exact if tool in known]):
+        return f"Unknown tool: {shown(name)}. {NO_WORKERS}"
+    near = exact + difflib.get_close_matches(snake, known, n=1, cutoff=0.88)
+    near += [tool for tool in ORDER if tool in known and set(snake.split("_")) & set(TOOLS[tool].split())]
     near += difflib.get_close_matches(snake, known, n=1, cutoff=0.6)
     meant = f"Did you mean {near[0]!r}?" if near else f"Use one of: {', '.join(known)}."
     return f"Unknown tool: {shown(name)}. {meant}"

@@ -34,6 +34,20 @@ RENAMED = {
     **dict.fromkeys(("after", "dependencies", "dependency", "needs", "requires", "blocked_by"), ("depends_on",)),
     **dict.fromkeys(("depends", "parent", "parents", "parent_id", "parent_ids", "upstream"), ("depends_on",)),
     **dict.fromkeys(("on_parent_failure", "on_failure", "trigger_rule"), ("on_dependency_failure",)),
+    "worker_id": ("worker",),
+    "worker_name": ("worker",),
+    "agent": ("worker",),
+    "agent_id": ("worker",),
+    "agent_name": ("worker",),
+    "work_dir": ("work_directory",),
+    "work_path": ("work_directory",),
+    "working_directory": ("work_directory",),
+    "directory": ("work_directory",),
+    "cwd": ("work_directory",),
+    "lease_seconds": ("claim_seconds",),
+    "attempt_number": ("attempt",),
+    "output": ("result",),
+    "value": ("progress",),
 }
 ARRAYS = ("task_ids", "labels", "depends_on")
 IDS = ("task_ids", "depends_on")
@@ -44,7 +58,10 @@ UNITS = {"ms": 0.001, "millis": 0.001, "milliseconds": 0.001, "minutes": 60, "ho
 # Around all arguments, when nothing stands beside; around those that change something or choose, beside others.
 WHOLE = ("arguments", "args", "input", "params", "parameters", "request", "task", "body", "properties", "payload")
 PARTS = ("changes", "updates", "fields", "patch", "filter", "filters")
-FILTERS = ("status", "kind", "priority", "label", "text", "created_after", "created_before", "cursor", "grep")
+FILTERS = (
+    *("status", "kind", "priority", "label", "text", "created_after", "created_before", "cursor", "grep"),
+    *("work_directory", "worker"),
+)
 
 
 def understood(raw: Mapping[str, Any], known: Collection[str]) -> Raw:

@@ -33,7 +33,7 @@ ADVICE = {
     Reason.EXIT_CODE: "The program itself said that it failed; its output is the first place to look.",
     Reason.ERROR: "The handler raised this error.",
     Reason.TIMEOUT: "It ran into timeout_seconds: give a new task more time, or make its work smaller.",
-    Reason.WORKER_LOST: "The server died at it. If it is safe to repeat, retry it.",
+    Reason.WORKER_LOST: "Its server died, or its outside worker fell silent. If it is safe to repeat, retry it.",
     Reason.POISON: "Servers stopped at it again and again: find out what stops them before it runs once more.",
     Reason.SPAWN_ERROR: "The program could not be started: look at its program and its cwd.",
     Reason.NOT_ALLOWED: "The program is not on the user's list: ask the user, do not look for a way round.",

@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio.to_thread
@@ -15,10 +15,13 @@ from taskorch.domain.errors import StoreError
 from taskorch.domain.task import Status
 from taskorch.mcp.replies import Reply
 from taskorch.mcp.service import Service
-from taskorch.mcp.wording import Facts, counts_text, iso
+from taskorch.mcp.wording import Facts, counts_text, cut_bytes, iso, visible_line
+from taskorch.storage.outside import OpenClaim
 from taskorch.storage.place import free_bytes, set_aside_files
 from taskorch.storage.queries import HOUR_MS, WINDOW_MS, Stats
 
+CLAIMS = 3  # of outside workers that are told: the oldest
+WORKER_BYTES = 40
 SLOW_MS = 1_000.0  # a store that takes longer for one write is called degraded
 
 
@@ -46,6 +49,7 @@ async def stats_reply(service: Service) -> Reply:
             "busy": service.busy(),
             "servers": [_server(s, service.silent()) for s in stats.servers],
             "kinds": sorted(service.kinds),
+            **_outside(*await service.outside.open_claims(CLAIMS)),
         },
         "store": store,
         "process": _process(service),
@@ -69,6 +73,22 @@ def _server(row: Facts, silent: Mapping[int, float]) -> Facts:
     if row["pid"] in silent:
         facts["not_responding_seconds"] = round(silent[row["pid"]], 1)
     return facts
+
+
+def _outside(working: int, claims: Sequence[OpenClaim]) -> Facts:
+    """What outside workers are at: how much, and the oldest claims. Absent when it is nothing."""
+    oldest = [
+        {"id": claim.task_id, "worker": cut_bytes(visible_line(claim.worker), WORKER_BYTES), "since": iso(claim.since)}
+        for claim in claims
+    ]
+    return {"outside": {"working": working, "oldest": oldest}} if working else {}
+
+
+def _outside_lines(facts: Facts | None) -> list[str]:
+    if not facts:
+        return []
+    oldest = ", ".join(f"{one['worker']} {one['id']} since {one['since']}" for one in facts["oldest"])
+    return [f"outside workers: at {facts['working']} tasks; longest: {oldest}"]
 
 
 def _overview(stats: Stats) -> Facts:
@@ -155,6 +175,7 @@ def _text(facts: dict[str, Any]) -> str:
             f"last 24 hours: {performance['ended']} ended, {performance['tasks_per_hour']} an hour{took}",
             f"queue: {queue['ready']} ready{oldest}{following}",
             f"workers: {workers['busy']} of {workers['slots']} slots busy, {len(workers['servers'])} server(s){hangs}",
+            *_outside_lines(workers.get("outside")),
             f"kinds: {', '.join(workers['kinds'])} (what they take: tasks://kinds)",
             f"store: {writes}, {store['bytes']} bytes{free}{kept}",
         ]

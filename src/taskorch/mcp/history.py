@@ -33,6 +33,7 @@ def full_reply(task: Task, payload: Mapping[str, Any], history: History, view: V
         schedule=schedule_facts(task.schedule) if task.schedule else history.schedule,
         firings=[_firing_facts(row) for row in history.firings] or None,
         cancel_requested_at=task.cancel_requested_at and iso(task.cancel_requested_at),
+        claim_expires_at=task.claim_expires_at and iso(task.claim_expires_at),
         updated_at=iso(task.updated_at),
         output_folder=folder,
         **cut_json("payload", payload, FULL_BYTES),
@@ -43,7 +44,9 @@ def full_reply(task: Task, payload: Mapping[str, Any], history: History, view: V
     labels = f", labels: {', '.join(task.labels)}" if task.labels else ""
     key = f', concurrency key "{task.concurrency_key}"' if task.concurrency_key else ""
     said = facts["payload"] if "payload_bytes" in facts else dumps(facts["payload"])
-    settings += labels + key + (f", expires {facts['expires_at']}" if task.expires_at else "")
+    expires = f", expires {facts['expires_at']}" if task.expires_at else ""
+    silent = f", claimed until {facts['claim_expires_at']}" if task.claim_expires_at else ""
+    settings += labels + key + expires + silent
     lines = [headline(task, facts, view), *details(task, facts), f"payload: {said}", settings]
     lines += _order_lines(facts) + _schedule_lines(facts)
     lines += [f"retry: {dumps(facts['retry'])}"] if task.retry else []
@@ -90,7 +93,8 @@ def _firing_facts(row: Mapping[str, Any]) -> Facts:
 def _attempt_facts(row: Mapping[str, Any]) -> Facts:
     times = {name: iso(row[name]) for name in ("started_at", "ended_at") if row[name] is not None}
     rest = {name: row[name] for name in ("outcome", "reason", "exit_code")}
-    return present(attempt=row["attempt"], server=row["owner"], **times, **rest, message=_short(row["message"]))
+    who = {"server": row["owner"]} if row["worker"] is None else {"by": _short(row["worker"])}
+    return present(attempt=row["attempt"], **who, **times, **rest, message=_short(row["message"]))
 
 
 def _event_facts(row: Mapping[str, Any]) -> Facts:
@@ -100,7 +104,8 @@ def _event_facts(row: Mapping[str, Any]) -> Facts:
 def _history_lines(history: History) -> list[str]:
     lines: list[tuple[int, str]] = []
     for row in history.attempts:
-        lines.append((row["started_at"], f"attempt {row['attempt']} started on server {row['owner']}"))
+        began = f"started on server {row['owner']}" if row["worker"] is None else f"claimed by {_short(row['worker'])}"
+        lines.append((row["started_at"], f"attempt {row['attempt']} {began}"))
         if row["ended_at"] is not None:
             why = ": ".join(str(text) for text in (row["reason"], _short(row["message"])) if text)
             lines.append((row["ended_at"], f"attempt {row['attempt']} {row['outcome']}{f' ({why})' if why else ''}"))

@@ -22,7 +22,7 @@ from taskorch.mcp.prompts import Prompts
 from taskorch.mcp.replies import Reply
 from taskorch.mcp.resources import Resources
 from taskorch.mcp.service import Service
-from taskorch.mcp.tools import TOOLS, Tool, call_tool
+from taskorch.mcp.tools import WORKER, Tool, call_tool, offered
 from taskorch.mcp.wording import clean_text, visible, visible_line
 
 Ctx = ServerRequestContext[Any]
@@ -51,21 +51,32 @@ OF_TOOLS = """
 
 kind "tool" calls a tool of another MCP server: payload {"server": "...", "tool": "...", "arguments": {...}}. A wrong
 name is answered with the right ones. Like a command it is attempted once, or max_attempts."""
+WORKERS = """
+
+Tasks of kind "outside" or "outside:NAME" are run by no server: agents like you work them off. The loop: claim_task ->
+do what the payload says, with heartbeat_task now and then (it says when to stop) -> complete_task, or fail_task ->
+claim_task again, until "claimed" is false. task_id and attempt name your claim: if you fall silent for claim_seconds
+the task goes to another worker, and what you say of it is refused."""
 
 log = logging.getLogger(__name__)
+
+
+def _instructions(service: Service) -> str:
+    return INSTRUCTIONS + (OF_TOOLS if TOOL in service.kinds else "") + (WORKERS if WORKER in service.toolsets else "")
 
 
 def build_server(service: Service, resources: Resources) -> Server[Any]:
     """The server, ready for `Server.run`. It owns nothing: the store and the pool live around it, in `app`."""
     prompts = Prompts(service)
-    tools = mt.ListToolsResult(tools=[_describe(name, tool) for name, tool in TOOLS.items()])
+    known = offered(service.toolsets)
+    tools = mt.ListToolsResult(tools=[_describe(name, tool) for name, tool in known.items()])
 
     async def list_tools(ctx: Ctx, params: mt.PaginatedRequestParams | None) -> mt.ListToolsResult:
         return tools
 
     async def on_call_tool(ctx: Ctx, params: mt.CallToolRequestParams) -> mt.CallToolResult | mt.InputRequiredResult:
-        if params.name not in TOOLS:
-            raise MCPError(mt.INVALID_PARAMS, clean_text(unknown_tool(params.name, TOOLS)))
+        if params.name not in known:
+            raise MCPError(mt.INVALID_PARAMS, clean_text(unknown_tool(params.name, known)))
         try:
             return result_of(await call_tool(service, _call(ctx, params), params.name, params.arguments or {}))
         except FirstRound as question:
@@ -85,7 +96,7 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
         "taskorch",
         version=service.version,
         title="Task Orchestrator",
-        instructions=INSTRUCTIONS + (OF_TOOLS if TOOL in service.kinds else ""),
+        instructions=_instructions(service),
         on_list_tools=list_tools,
         on_call_tool=on_call_tool,
         on_list_resources=private(resources.list),

@@ -1,7 +1,7 @@
 """What the tools and resources work with, and what they share: resolving, viewing, waiting."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from taskorch.domain.task import HIDDEN, OnServerExit, Status, Task
 from taskorch.mcp.replies import View
 from taskorch.mcp.waits import TAIL_BYTES, TAILS, Tail
 from taskorch.storage.ids import FULL_ID, undressed
+from taskorch.storage.outside import OutsideStore
 from taskorch.storage.queries import Queries
 from taskorch.storage.store import Change, Store
 from taskorch.work import output
@@ -27,10 +28,15 @@ Tell = Callable[[float, float, str], Awaitable[None]]  # progress of a call: val
 
 @dataclass(frozen=True)
 class Service:
-    """The running server as its MCP side sees it. `busy`: attempts under way in this process."""
+    """The running server as its MCP side sees it. `busy`: attempts under way in this process.
+
+    `toolsets`: what else it offers than the tools that every server has. `fill` puts the results of other tasks into a
+    payload that takes them, or raises InvalidInput.
+    """
 
     store: Store
     queries: Queries
+    outside: OutsideStore
     kinds: Mapping[str, Kind]
     output_folder: Path
     version: str
@@ -39,6 +45,8 @@ class Service:
     timeout_seconds: float
     on_server_exit: OnServerExit
     wait_cap_seconds: float
+    fill: Callable[[Task], Awaitable[Task]]
+    toolsets: Collection[str] = ()
     silent: Callable[[], Mapping[int, float]] = dict  # servers that do not respond: seconds by pid
     started: float = field(default_factory=time.monotonic)
     cpu_started: float = field(default_factory=time.process_time)

@@ -1,22 +1,28 @@
 """The tools as a model sees them, and the way into them."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from taskorch.domain.errors import InvalidInput
-from taskorch.mcp import actions, batch
+from taskorch.mcp import actions, batch, outside
 from taskorch.mcp import arguments as args
+from taskorch.mcp import outside_arguments as outside_args
 from taskorch.mcp.actions import Call
 from taskorch.mcp.advice import refuse_wishes
 from taskorch.mcp.aliases import understood
 from taskorch.mcp.replies import Reply
 from taskorch.mcp.service import Service
 
+CORE, WORKER = "core", "worker"  # every server has the first
+
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """`read_only`, `destructive`, `idempotent`, `open_world`: the protocol's hints, all four said on purpose."""
+    """`read_only`, `destructive`, `idempotent`, `open_world`: the protocol's hints, all four said on purpose.
+
+    `toolset`: what switches it on.
+    """
 
     run: Callable[[Service, Call, Any], Awaitable[Reply]]
     arguments: type[args.Arguments]
@@ -26,6 +32,7 @@ class Tool:
     destructive: bool = False
     idempotent: bool = False
     open_world: bool = False
+    toolset: str = CORE
 
 
 TOOLS: Mapping[str, Tool] = {
@@ -119,7 +126,45 @@ TOOLS: Mapping[str, Tool] = {
         read_only=True,
         idempotent=True,
     ),
+    "claim_task": Tool(
+        outside.claim_task,
+        outside_args.ClaimTask,
+        "Claim task",
+        "Take the best ready task of kind outside or outside:NAME, to do it yourself. Yours until you were silent for "
+        "claim_seconds.",
+        open_world=True,
+        toolset=WORKER,
+    ),
+    "heartbeat_task": Tool(
+        outside.heartbeat_task,
+        outside_args.HeartbeatTask,
+        "Heartbeat",
+        "Say that you are at it, and how far; hear whether to stop.",
+        idempotent=True,
+        toolset=WORKER,
+    ),
+    "complete_task": Tool(
+        outside.complete_task,
+        outside_args.CompleteTask,
+        "Complete task",
+        "Say that it is done; result: 64 KiB at most.",
+        idempotent=True,
+        toolset=WORKER,
+    ),
+    "fail_task": Tool(
+        outside.fail_task,
+        outside_args.FailTask,
+        "Fail task",
+        "Say that it could not be done: tried again while attempts are left.",
+        idempotent=True,
+        toolset=WORKER,
+    ),
 }
+
+
+def offered(toolsets: Collection[str]) -> Mapping[str, Tool]:
+    """The tools of a server with these toolsets."""
+    return {name: tool for name, tool in TOOLS.items() if tool.toolset in (CORE, *toolsets)}
 
 
 async def call_tool(service: Service, call: Call, name: str, raw: Mapping[str, Any]) -> Reply:

@@ -1,10 +1,15 @@
-"""How waiting tasks come to run: due ones are let into the ready index, and the best of those in it are claimed."""
+"""How waiting tasks come to run: due ones are let into the ready index, and the best of those in it are claimed.
 
-from collections.abc import Mapping
+And what time does to those that work: the claims of outside workers run out.
+"""
+
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from taskorch.domain import readiness, rules
 from taskorch.domain.task import Task
-from taskorch.storage import bulk, firings
+from taskorch.storage import bulk, firings, lapses
 from taskorch.storage.database import Transaction
 from taskorch.storage.limits import Limits, without_room
 from taskorch.storage.rows import COLUMNS, SELECT, from_row, note, save, save_all
@@ -21,7 +26,8 @@ STRANDED = f"""{SELECT} WHERE {IN_TIME} AND run_at > ? AND error IS NOT NULL AND
     max({readiness.BACKOFF_CAP_MS}, 1000 * coalesce(json_extract(retry, '$.max_delay_seconds'), 0)) LIMIT {BATCH}"""
 NEXT_DUE = f"""SELECT min(at) FROM (
   SELECT min(run_at) AS at FROM tasks WHERE {IN_TIME}
-  UNION ALL SELECT min(expires_at) FROM tasks WHERE status = 'waiting' AND expires_at IS NOT NULL)"""
+  UNION ALL SELECT min(expires_at) FROM tasks WHERE status = 'waiting' AND expires_at IS NOT NULL
+  UNION ALL SELECT min(claim_expires_at) FROM tasks WHERE claim_expires_at IS NOT NULL)"""
 
 
 def claim(tx: Transaction, owner: int, kinds: Mapping[str, int], free: int, limits: Limits, now: int) -> list[Task]:
@@ -30,24 +36,37 @@ def claim(tx: Transaction, owner: int, kinds: Mapping[str, int], free: int, limi
     What is taken ahead has a further start left, so that a crash cannot spend its last one, and no concurrency_key,
     whose place it would take without working. Of one key no more are taken than there is room for.
     """
-    chosen = _choose(tx, kinds, free, now)
+
+    def find() -> list[Task]:
+        return [task for kind, more in kinds.items() for task in runnable(tx, READY, (kind, free + more), now)]
+
+    return take(tx, owner, find, kinds, free, limits, now)
+
+
+def take(
+    tx: Transaction,
+    owner: int,
+    find: Callable[[], Sequence[Task]],
+    kinds: Mapping[str, int],
+    free: int,
+    limits: Limits,
+    now: int,
+) -> list[Task]:
+    """Begin the best of what `find` finds in the ready index, as many of them as `claim` says."""
+    chosen = _choose(find(), kinds, free)
     while over := without_room(tx, chosen, limits):
         for task in over:
             save(tx, task, readiness.hold(task))
-        chosen = _choose(tx, kinds, free, now)
+        chosen = _choose(find(), kinds, free)
     claimed = [(task, rules.claim(task, owner, now)) for task in chosen]
     save_all(tx, claimed, CLAIMED)
     bulk.insert(tx, "attempts", ATTEMPT_BEGIN, [(task.seq, task.attempt, owner, now) for _, task in claimed])
     return [task for _, task in claimed]
 
 
-def _choose(tx: Transaction, kinds: Mapping[str, int], free: int, now: int) -> list[Task]:
-    found: list[Task] = []
-    for kind, more in kinds.items():
-        found += _runnable(tx, kind, free + more, now)
-    found.sort(key=lambda task: (-task.rank, task.seq))
+def _choose(found: Sequence[Task], kinds: Mapping[str, int], free: int) -> list[Task]:
     chosen: list[Task] = []
-    for task in found:
+    for task in sorted(found, key=lambda task: (-task.rank, task.seq)):
         if len(chosen) < free or (len(chosen) < free + kinds[task.kind] and _may_wait(task)):
             chosen.append(task)
     return chosen
@@ -59,7 +78,11 @@ def _may_wait(task: Task) -> bool:
 
 
 def promote(tx: Transaction, most_live: int, now: int) -> None:
-    """Let a batch of due tasks into the ready index, end expired ones, and let schedules create theirs."""
+    """Let a batch of due tasks into the ready index, and end expired ones and attempts whose claim has run out.
+
+    Schedules that are due create their tasks.
+    """
+    lapses.end(tx, now)
     for query in (EXPIRED, DUE):
         for row in tx.execute(query, (now, BATCH)).fetchall():
             task = from_row(row)
@@ -69,17 +92,24 @@ def promote(tx: Transaction, most_live: int, now: int) -> None:
                 firings.fire(tx, task, task.schedule, most_live, now)
 
 
-def restore_backoffs(tx: Transaction, now: int) -> None:
-    """Shorten waits that were reckoned by a clock that has been set back since."""
+def is_stranded(db: sqlite3.Connection, now: int) -> bool:
+    """Whether anything waits for a time that was reckoned by a clock that has been set back since."""
+    asked = ((STRANDED, (now, now)), (lapses.TOO_FAR, (now,)))
+    return any(db.execute(query, values).fetchone() for query, values in asked)
+
+
+def restore(tx: Transaction, now: int) -> None:
+    """Shorten a batch of such waits and claims to what they were meant to be."""
+    lapses.shorten(tx, now)
     for row in tx.execute(STRANDED, (now, now)).fetchall():
         task = from_row(row)
         save(tx, task, readiness.restore_backoff(task, now))
 
 
-def _runnable(tx: Transaction, kind: str, limit: int, now: int) -> list[Task]:
-    """The best ready tasks of a kind. Those that may not run after all leave the index, for others behind them."""
+def runnable(tx: Transaction, query: str, values: Sequence[Any], now: int) -> list[Task]:
+    """The ready tasks that a query finds. Those that may not run after all leave the index, for others behind them."""
     while True:
-        found = [from_row(row) for row in bulk.select(tx, COLUMNS, READY, (kind, limit))]
+        found = [from_row(row) for row in bulk.select(tx, COLUMNS, query, values)]
         stale = [task for task in found if not readiness.may_run(task, now)]
         if not stale:
             return found

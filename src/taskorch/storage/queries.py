@@ -29,7 +29,7 @@ TEXT = """coalesce(name, '') || ' ' ||
   iif(labels IS NULL, '', (SELECT group_concat(value, ' ') FROM json_each(labels))) || ' ' ||
   iif(error IS NULL, '', json_extract(error, '$.reason') || ' ' || json_extract(error, '$.message'))"""
 COUNTS = "SELECT status, priority, tasks FROM counts"
-ATTEMPTS_OF = """SELECT attempt, owner, started_at, ended_at, outcome, reason, message, exit_code
+ATTEMPTS_OF = """SELECT attempt, owner, worker, started_at, ended_at, outcome, reason, message, exit_code
   FROM attempts WHERE task = ?"""
 ATTEMPT = f"{ATTEMPTS_OF} AND attempt = ?"
 ATTEMPTS = f"{ATTEMPTS_OF} ORDER BY attempt DESC LIMIT ?"

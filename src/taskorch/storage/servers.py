@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 OTHERS = """SELECT id, uuid, pid, started_at FROM servers WHERE id <> ?
   UNION SELECT owner, '', 0, 0 FROM tasks
-    WHERE status = 'working' AND owner <> ? AND owner NOT IN (SELECT id FROM servers)"""
+    WHERE status = 'working' AND owner NOT IN (?, 0) AND owner NOT IN (SELECT id FROM servers)"""
 REGISTER = "INSERT INTO servers(uuid, pid, started_at, version, kinds) VALUES (?, ?, ?, ?, ?) RETURNING id"
 LEAVE = """DELETE FROM servers
   WHERE id = ? AND NOT EXISTS (SELECT 1 FROM tasks WHERE status = 'working' AND owner = servers.id)"""

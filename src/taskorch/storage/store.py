@@ -214,13 +214,15 @@ class Store:
         return await self._database.write(adopt)
 
     async def promote(self) -> int | None:
-        """Let due tasks into the ready index, end expired ones, fire schedules; when the next one is due (ms), or None.
+        """Do what time brings: let due tasks in, end expired ones and silent claims, fire schedules.
 
-        If the clock was set back, retries wait no longer for that.
+        When to look again (ms), None: nothing is due.
+
+        If the clock was set back, retries wait no longer for that, and no claim lasts longer.
         """
         now = self.now()
         if now < self._latest:
-            await self._restore_backoffs(now)
+            await self._restore(now)
         self._latest = now
         due = await self._next_due()
         while due is not None and due <= self.now():
@@ -294,9 +296,9 @@ class Store:
                 return await self._database.read(partial(as_stored, tasks=tasks))
         return tasks
 
-    async def _restore_backoffs(self, now: int) -> None:
-        while await self._database.read(lambda db: db.execute(claims.STRANDED, (now, now)).fetchone()):
-            await self._database.write(lambda tx: claims.restore_backoffs(tx, now))
+    async def _restore(self, now: int) -> None:
+        while await self._database.read(lambda db: claims.is_stranded(db, now)):
+            await self._database.write(lambda tx: claims.restore(tx, now))
 
     async def _next_due(self) -> int | None:
         return await self._database.read(lambda db: db.execute(claims.NEXT_DUE).fetchone()[0])

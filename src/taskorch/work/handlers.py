@@ -15,6 +15,7 @@ from pydantic.errors import PydanticUserError
 
 from taskorch.domain.errors import InvalidInput, readable
 from taskorch.domain.fields import expected
+from taskorch.domain.outside import is_outside
 from taskorch.domain.task import TOOL, Cancelled, Failed, Interrupted, Outcome, Reason, Task, is_command
 from taskorch.storage.rows import dumps
 from taskorch.work import outcomes
@@ -177,7 +178,7 @@ def handler(name: str, *, max_attempts: int | None = None, isolate: bool = False
     """
 
     def register(function: Function) -> Function:
-        if name in _REGISTERED or is_command(name) or name == TOOL:
+        if name in _REGISTERED or is_command(name) or is_outside(name) or name == TOOL:
             raise ValueError(f"the kind {name!r} is taken")
         Handler(function)  # a signature that cannot be called is an error where it is written
         _REGISTERED[name] = Registered(function, max_attempts, isolate)

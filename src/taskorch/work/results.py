@@ -27,19 +27,21 @@ class Results:
 
     async def fill(self, attempt: Attempt) -> Outcome | None:
         """Put results in the place of the payload's references to them; how the attempt ends if that cannot be."""
-        task = attempt.task
-        wanted = references.find(task.payload)
-        if not wanted:
-            return None
         try:
-            tasks = {found.id: found for found in await self._read(list({reference.task for reference in wanted}))}
-            payload = await anyio.to_thread.run_sync(self._filled, task, tasks)
+            attempt.task = await self.filled(attempt.task)
         except InvalidInput as error:
             return Failed(Reason.INVALID_PAYLOAD, str(error), retryable=False)
-        attempt.task = with_values(task, payload=payload)
         return None
 
-    def _filled(self, task: Task, tasks: dict[str, Task]) -> dict[str, Any]:
+    async def filled(self, task: Task) -> Task:
+        """The task with results in the place of its payload's references to them. Raises InvalidInput."""
+        wanted = references.find(task.payload)
+        if not wanted:
+            return task
+        tasks = {found.id: found for found in await self._read(list({reference.task for reference in wanted}))}
+        return with_values(task, payload=await anyio.to_thread.run_sync(self._payload, task, tasks))
+
+    def _payload(self, task: Task, tasks: dict[str, Task]) -> dict[str, Any]:
         def value(reference: Reference) -> Any:
             found = self._value(reference, tasks.get(reference.task))
             return found if isinstance(found, str) or task.kind != COMMAND else dumps(found)  # programs take texts

@@ -214,7 +214,7 @@ class Worker:
                 self._suspects.discard(task_id)
                 if self._unwanted:
                     self._unwanted = {key for key in self._unwanted if key[0] != task_id}
-            elif task.status is Status.WAITING:
+            elif task.status is Status.WAITING or task.claim_expires_at is not None:
                 if task.ready:
                     self._may_claim()
                 if not (task.ready or task.held) or task.expires_at is not None:

@@ -19,6 +19,10 @@ CREATE INDEX tasks_key_ready ON tasks(concurrency_key, kind, rank DESC, seq)
   WHERE concurrency_key IS NOT NULL AND ready = 1;
 CREATE INDEX tasks_key_working ON tasks(concurrency_key) WHERE concurrency_key IS NOT NULL AND status = 'working';
 CREATE INDEX tasks_claim_expiring ON tasks(claim_expires_at) WHERE claim_expires_at IS NOT NULL;
+CREATE INDEX tasks_outside ON tasks(kind) WHERE status = 'waiting' AND kind >= 'outside' AND kind < 'outside;';
+
+ALTER TABLE attempts ADD COLUMN worker TEXT;        -- the outside worker that claimed it, when owner is 0
+ALTER TABLE attempts ADD COLUMN claim_ms INTEGER;   -- the silence that it asked to be allowed
 
 CREATE TABLE dependencies(
   parent     INTEGER NOT NULL REFERENCES tasks(seq) ON DELETE CASCADE,
