@@ -13,6 +13,7 @@ from taskorch.domain.task import Completed, Failed, NewTask, Outcome, Priority, 
 from taskorch.mcp.history import full_reply
 from taskorch.mcp.replies import Reply, View, list_reply, output_reply, task_reply
 from taskorch.mcp.waits import Tail, wait_reply
+from taskorch.storage.limits import Full
 from taskorch.storage.queries import History, Page
 from taskorch.work.output import Slice
 
@@ -35,6 +36,7 @@ def ended(outcome: Outcome, **wishes: Any) -> Task:
     return rules.settle(working(**wishes), outcome, NOW + 1_505)
 
 
+FULL = dataclasses.replace(VIEW, waits={waiting().id: Full("deploy", 1, 1, ("t4kq2vz8n3x7c5m1b", "to staging"))})
 SUCCESS = Completed({"exit_code": 0, "output_bytes": 5_120})
 FAILURE = Failed(Reason.EXIT_CODE, "exit code 2: 3 tests failed", 2)
 POLICY = Retry(on_exit=(1, 2), fail_on_exit=(3,), first_delay_seconds=0.5)
@@ -62,6 +64,7 @@ def _full(task: Task) -> Reply:
 
 
 REPLIES: dict[str, Callable[[], Reply]] = {
+    "held": lambda: task_reply(waiting(concurrency_key="deploy"), FULL, "Created "),
     "created": lambda: task_reply(waiting(name="tests"), VIEW, "Created "),
     "created, scheduled": lambda: task_reply(waiting(run_at=NOW + 3_600_000), VIEW, "Created "),
     "created, nobody can run it": lambda: task_reply(waiting(kind="mail"), VIEW, "Created "),

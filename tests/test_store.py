@@ -29,7 +29,7 @@ from taskorch.domain.task import (
     Status,
     Task,
 )
-from taskorch.storage import busy, claims, finding, lapses, outside, schema
+from taskorch.storage import busy, claims, finding, lapses, outside, schema, servers
 from taskorch.storage import queries as queries_module
 from taskorch.storage import store as module
 from taskorch.storage.database import Database, Transaction, open_database
@@ -267,7 +267,7 @@ def test_an_attempt_has_an_end_and_an_outcome_or_neither(table: sqlite3.Connecti
         (claims.EXPIRED, "tasks_expiring"),
         (module.HELD_BY, "tasks_working"),
         (claims.NEXT_DUE, "tasks_due"),
-        (module.OTHERS, "tasks_working"),
+        (servers.OTHERS, "tasks_working"),
         (finding.BY_NAME, "tasks_name"),
         (finding.BY_PREFIX, "tasks_id"),
         (queries_module.READY_COUNT, "tasks_ready"),

@@ -65,6 +65,7 @@ def create(new: NewTask, *, seq: int, task_id: str, now: int, blocked: bool = Fa
         on_server_exit=new.on_server_exit,
         labels=new.labels,
         concurrency_key=new.concurrency_key,
+        ready=new.concurrency_key is None,
         retry=new.retry,
         schedule=schedule,
         blocked=blocked,
