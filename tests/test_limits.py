@@ -28,6 +28,8 @@ from taskorch.domain.task import (
     Status,
     Task,
 )
+from taskorch.mcp.protocol_tasks import _message
+from taskorch.mcp.replies import View, task_facts
 from taskorch.storage import limits
 from taskorch.storage.additions import Wish
 from taskorch.storage.database import Database, Transaction
@@ -455,6 +457,13 @@ async def test_a_client_is_told_which_limit_holds_a_task_and_who_uses_it(tmp_pat
         gate.opened.set()
         done = await call(client, "wait_for_tasks", task_ids=[task_id], timeout_seconds=20)
         assert done.facts["done"]
+
+
+async def test_a_host_of_protocol_tasks_is_told_the_same(store: Store, clock: Clock) -> None:
+    first, second = await add(store, "k", "k")
+    view = View(clock.now, KINDS, 50, {second.id: Full("k", 1, 1, (first.id, None))})
+    message = _message(second, task_facts(second, view, 200), view)
+    assert message == f'blocked: limit 1 of "k" is used by {first.id}'
 
 
 async def test_the_full_detail_names_the_key(tmp_path: Path, era: str) -> None:
