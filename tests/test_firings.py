@@ -1,5 +1,6 @@
 """What schedules do to the store: each time makes one task, whatever clocks, servers and people do meanwhile."""
 
+import dataclasses
 import sqlite3
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -115,6 +116,8 @@ async def test_what_it_creates_is_as_the_schedule_was_described(world: World) ->
     assert (made.kind, made.payload, made.concurrency_key) == ("work", {"a": 1}, "k")
     assert (made.schedule, made.run_at, made.expires_at) == (None, None, None)
     assert made.name == "tick 2027-03-02 07:00"
+    looked_at = {"kind", "payload", "concurrency_key", "schedule", "run_at", "expires_at", "name"}
+    assert {field.name for field in dataclasses.fields(NewTask)} == fields.keys() | looked_at
     assert made.status is Status.WAITING and (made.ready or made.held)
 
 
@@ -262,6 +265,16 @@ async def test_a_task_that_works_or_backs_off_has_not_ended(world: World) -> Non
     await world.store.settle(working, Completed(None))
     await world.after(HOUR)
     assert len(await world.times(task)) == 2
+
+
+async def test_queued_tasks_with_a_key_work_one_at_a_time(world: World) -> None:
+    task = await world.add(replace(HOURLY, overlap="queue", catch_up="all"), concurrency_key="k")
+    await world.after(3 * HOUR)
+    owner = await world.store.register("lock", 1, "0", ["work"])
+    for made in await world.created(task):
+        claimed = await world.store.claim(owner, {"work": 0}, 9)
+        assert [one.id for one in claimed] == [made.id], "the first time first"
+        await world.store.settle(claimed[0], Completed(None))
 
 
 async def test_a_firing_a_little_late_is_not_missed(world: World) -> None:

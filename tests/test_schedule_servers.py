@@ -14,7 +14,7 @@ from mcp.client.stdio import StdioServerParameters
 from servers import MODERN, SECONDS, Place, Server, wait_for
 
 SEED = os.environ.get("SCHEDULES_SEED", "7")
-KILLS = int(os.environ.get("SCHEDULES_KILLS", "6"))
+KILLS = int(os.environ.get("SCHEDULES_KILLS", "4"))
 SOON_SECONDS = 0.05  # around a firing
 
 

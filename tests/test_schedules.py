@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice, pairwise, takewhile
 from zoneinfo import ZoneInfo
 
@@ -27,6 +27,8 @@ SEED = os.environ.get("SCHEDULES_SEED", "7")
 EXPRESSIONS = int(os.environ.get("SCHEDULES_EXPRESSIONS", "4"))
 DENSE = 20_000  # firings in a year, beyond which one expression says as much as the next
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+FIRST = int(datetime(YEAR, 1, 1, tzinfo=UTC).timestamp()) * 1000
+LAST = int(datetime(YEAR + 1, 1, 1, tzinfo=UTC).timestamp()) * 1000 - MINUTE
 ZONES = [
     "Europe/Berlin",
     "America/New_York",
@@ -67,13 +69,11 @@ class Expression:
         return not minute.startswith("*") and not hour.startswith("*")
 
 
-@cache
+@lru_cache(maxsize=1)
 def walk(zone: str) -> list[tuple[int, datetime]]:
     """Each minute of the year: the moment, and what clocks in that zone show."""
-    first = datetime(YEAR, 1, 1, tzinfo=UTC)
-    number = (datetime(YEAR + 1, 1, 1, tzinfo=UTC) - first) // timedelta(minutes=1)
-    start, place = int(first.timestamp()) * 1000, ZoneInfo(zone)
-    moments = (start + minute * MINUTE for minute in range(-1, number))
+    place = ZoneInfo(zone)
+    moments = range(FIRST - MINUTE, LAST + MINUTE, MINUTE)
     return [(at, datetime.fromtimestamp(at // 1000, place).replace(tzinfo=None)) for at in moments]
 
 
@@ -175,8 +175,7 @@ def cron(text: str, zone: str = "UTC", **more: object) -> Schedule:
 
 def firings(schedule: Schedule) -> list[int]:
     """All of that year."""
-    first, end = walk("UTC")[1][0], walk("UTC")[-1][0]
-    return list(takewhile(lambda at: at <= end, schedules.times(schedule, first - 1)))
+    return list(takewhile(lambda at: at <= LAST, schedules.times(schedule, FIRST - 1)))
 
 
 @pytest.mark.parametrize("zone", ZONES)
@@ -189,9 +188,8 @@ def test_a_year_of_firings_is_what_a_clock_on_the_wall_would_make(zone: str) -> 
         seen += 1
         schedule = cron(expression.text, zone)
         assert firings(schedule) == right, f"{expression.text} in {zone}, seed {SEED}"
-        last, run_at = walk("UTC")[-1][0], walk("UTC")[1][0] - 1
-        due = schedules.due(replace(schedule, catch_up="all"), run_at, last)
-        assert list(due.at) == [run_at, *right][-100:], f"backwards: {expression.text} in {zone}, seed {SEED}"
+        due = schedules.due(replace(schedule, catch_up="all"), FIRST - 1, LAST)
+        assert list(due.at) == [FIRST - 1, *right][-100:], f"backwards: {expression.text} in {zone}, seed {SEED}"
         for at in chance.sample(right, min(20, len(right))):  # from any moment on, not only from the year's first
             later = [time for time in right if time > at]
             assert schedules.following(schedule, at - 1) == at

@@ -9,7 +9,7 @@ from typing import Any
 from clients import Facts
 
 from taskorch.domain import rules
-from taskorch.domain.task import Completed, Failed, NewTask, Outcome, Priority, Progress, Reason, Retry, Task
+from taskorch.domain.task import Completed, Failed, NewTask, Outcome, Priority, Progress, Reason, Retry, Schedule, Task
 from taskorch.mcp.history import full_reply
 from taskorch.mcp.replies import Reply, View, list_reply, output_reply, task_reply
 from taskorch.mcp.waits import Tail, wait_reply
@@ -46,6 +46,17 @@ def under_way() -> Task:
     return dataclasses.replace(working(name="tests"), progress=Progress(40, 100, "linking"))
 
 
+def a_schedule(**wishes: Any) -> Task:
+    return waiting(schedule=Schedule("0 7 * * 1-5", None, "Europe/Berlin"), **wishes)
+
+
+def fired() -> History:
+    detail = "tqqqqqqqqqqqqqqqq (2027-01-15T07:00:00+01:00)"
+    event = {"at": NOW + 2, "event": "fired", "by": "schedule", "detail": detail}
+    firing = {"at": NOW, "task": "tqqqqqqqqqqqqqqqq", "status": "completed"}
+    return History([], [event], firings=[firing])
+
+
 def history() -> History:
     start = {"attempt": 1, "owner": 1, "worker": None, "started_at": NOW + 5}
     end = {
@@ -68,6 +79,9 @@ REPLIES: dict[str, Callable[[], Reply]] = {
     "created": lambda: task_reply(waiting(name="tests"), VIEW, "Created "),
     "created, scheduled": lambda: task_reply(waiting(run_at=NOW + 3_600_000), VIEW, "Created "),
     "created, nobody can run it": lambda: task_reply(waiting(kind="mail"), VIEW, "Created "),
+    "created, a schedule": lambda: task_reply(a_schedule(name="backup"), VIEW, "Created "),
+    "full, a schedule": lambda: full_reply(a_schedule(name="backup"), {"argv": ["make"]}, fired(), VIEW, None),
+    "wait, a schedule": lambda: wait_reply([a_schedule()], [], False, {}, VIEW),
     "working": lambda: task_reply(under_way(), VIEW),
     "completed command": lambda: task_reply(ended(SUCCESS, name="tests"), VIEW),
     "completed handler": lambda: task_reply(ended(Completed({"sent": 3}), kind="echo"), VIEW),
