@@ -145,7 +145,9 @@ async def test_a_grid_begins_where_it_is_told_to(world: World) -> None:
     later = await world.add(run_at=now + 5 * MINUTE)
     past = await world.add(run_at=now - 90 * MINUTE)
     at_once = await world.add(run_at=now)
-    assert [task.run_at for task in (later, past, at_once)] == [now + 5 * MINUTE, now + 30 * MINUTE, now]
+    just_now = await world.add(run_at=now - 1)  # so long the request was on its way
+    firsts = [task.run_at for task in (later, past, at_once, just_now)]
+    assert firsts == [now + 5 * MINUTE, now + 30 * MINUTE, now, now - 1]
     await world.after(5 * MINUTE)
     assert (await world.get(later)).run_at == now + 65 * MINUTE
     assert (await world.get(at_once)).run_at == now + HOUR

@@ -186,6 +186,7 @@ async def test_a_repeated_call_finds_its_schedule_and_no_other(schedule: Facts, 
         ({"every_minutes": 5}, {"every_seconds": 300.0}),
         ({"everySeconds": 5, "timeZone": "Asia/Kolkata"}, {"every_seconds": 5.0, "time_zone": "Asia/Kolkata"}),
         ({"cron": "0 7 * * *", "every_seconds": None, "catch_up": "ALL"}, {"cron": "0 7 * * *", "catch_up": "all"}),
+        ({"cron": "0 7 * * *", "time_zone": "local"}, {"cron": "0 7 * * *"}),
         ({"cron": "0 7 * * *", "overlap": " Queue "}, {"cron": "0 7 * * *", "overlap": "queue"}),
     ],
 )
@@ -310,6 +311,19 @@ async def test_a_schedule_fires_and_its_task_runs(client: Client, app: App) -> N
     done = await call(client, "wait_for_tasks", task_ids=[firing["task"]])
     assert done.facts["done"] and done.facts["tasks"][0]["result"] == {"a": 1}
     await call(client, "cancel_task", task_id=made["id"])
+
+
+async def test_a_delay_of_zero_lets_a_schedule_fire_at_once(client: Client, app: App) -> None:
+    made = await create(client, {"every_seconds": 3600}, delay_seconds=0)
+    assert made["run_at"] <= made["created_at"]
+    await stored(app, made["id"], lambda task: task.run_at and task.run_at > app.service.store.now())
+    assert [firing["at"] for firing in (await full(client, made["id"])).facts["firings"]] == [made["run_at"]]
+
+
+async def test_a_schedule_has_no_output_of_its_own(client: Client) -> None:
+    made = check_task(await call(client, "create_task", payload={"argv": ["true"]}, schedule=DAILY))
+    output = await call(client, "get_task_output", task_id=made["id"])
+    assert output.facts["hint"] == "a schedule never runs itself"
 
 
 async def test_a_schedule_whose_zone_is_not_known_here_can_be_looked_at(tmp_path: Path, era: str) -> None:

@@ -156,8 +156,10 @@ def local_name(schedule: Schedule, at: int) -> str:
 
 
 def _before(not_before: int | None, now: int) -> int:
-    """What is to come must come after that: after now, or at or after a moment that was asked for."""
-    return now if not_before is None else max(now, not_before) - 1
+    """What is to come must come after that: after now, or at or after a moment that was asked for and is not missed."""
+    if not_before is None:
+        return now
+    return (now if not_before < now - LATE_MS else not_before) - 1
 
 
 def _interval(schedule: Schedule) -> int:

@@ -48,8 +48,9 @@ def full_reply(task: Task, payload: Mapping[str, Any], history: History, view: V
     silent = f", claimed until {facts['claim_expires_at']}" if task.claim_expires_at else ""
     settings += labels + key + expires + silent
     lines = [headline(task, facts, view), *details(task, facts), f"payload: {said}", settings]
-    lines += _order_lines(facts) + _schedule_lines(facts)
+    lines += _order_lines(facts)
     lines += [f"retry: {dumps(facts['retry'])}"] if task.retry else []
+    lines += _schedule_lines(facts)
     lines += [f"output files: {folder}"] if folder else []
     lines += ["history:", f"  {iso(task.created_at)} created", *_history_lines(history)]
     return Reply("\n".join(lines), facts)

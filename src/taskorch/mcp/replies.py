@@ -168,7 +168,7 @@ def output_reply(
 def _why_nothing(task: Task, attempt: int) -> str | None:
     if not task.is_command:
         return f'only commands and isolated handlers write output; see get_task(task_id="{task.id}")'
-    return None if attempt else "it has not started"
+    return None if attempt else "it has not started" if task.schedule is None else "a schedule never runs itself"
 
 
 def next_call(task: Task, view: View) -> str | None:

@@ -19,6 +19,7 @@ from taskorch.mcp.arguments import DAY_SECONDS, DAYS, Arguments, Word, parse
 from taskorch.mcp.moments import duration, seconds
 from taskorch.mcp.wording import Facts, iso, present
 
+HERE = ("", "local", "localtime", "system")  # no zone's name, but the machine's
 RUNS = 3  # the next ones that a reply tells
 
 CRON, EVERY = 'schedule={"cron": "0 7 * * 1-5"}', 'schedule={"every_seconds": 60}'
@@ -45,7 +46,8 @@ def wished(raw: Mapping[str, Any]) -> Schedule:
             which = "both cron and every_seconds" if wish.cron else "neither cron nor every_seconds"
             raise InvalidInput(f"schedule has {which}; it takes one of them: {CRON} or {EVERY}.")
         _refuse_spans(wish.cron or "")
-        zone = wish.time_zone or machine_zone() or ("" if wish.cron else "UTC")
+        named = None if (wish.time_zone or "").lower() in HERE else wish.time_zone
+        zone = named or machine_zone() or ("" if wish.cron else "UTC")
         if not zone:
             raise InvalidInput("time_zone is required, as this machine does not name its own; add one, like 'UTC'.")
         return schedules.checked(Schedule(wish.cron, wish.every_seconds, zone, wish.catch_up, wish.overlap))
