@@ -130,6 +130,38 @@ async def test_a_wrong_payload_is_answered_with_what_the_recipe_takes(tmp_path: 
         await call(client, "update_task", task_id=task["id"], payload={"suite": "unit", "n": 3}, delay_seconds=0)
 
 
+async def test_what_stands_beside_the_payload_is_meant_for_it(tmp_path: Path) -> None:
+    slots = {"suite": {"type": "string", "choices": ["unit", "all"]}, "n": {"type": "integer", "optional": True}}
+    async with serving(tmp_path, r=tells("{suite}", ["-n", "{n}"], slots=slots)) as client:
+        for given in (
+            {"suite": "all", "n": 3},
+            {"suite": "all", "n": 3, "payload": {}},
+            {"payload": '{"suite": "all", "n": 3}'},
+        ):
+            done = await call(client, "create_task", kind="recipe:r", wait_seconds=20, **given)
+            full = await call(client, "get_task", task_id=done.facts["id"], detail="full")
+            assert full.facts["payload"] == {"suite": "all", "n": 3}
+        text = await refused(client, "create_task", kind="recipe:r", suite="all", notify=True)
+        assert "Unknown argument 'payload.notify'." in text and "This recipe takes suite" in text
+        assert "write max_attempts=3" in await refused(
+            client, "create_task", kind="recipe:r", suite="all", max_retries=2
+        )
+        text = await refused(client, "create_task", kind="recipe:r", payload={"suite": "all"}, n=3)
+        assert "Unknown argument 'n'." in text
+
+
+async def test_the_kinds_tell_what_a_recipe_takes_and_none_of_its_secrets(tmp_path: Path, era: str) -> None:
+    slots = {"suite": {"type": "string", "choices": ["unit", "all"]}, "token": TEXT | {"default": CANARY}}
+    recipe = tells("{suite}", slots=slots, env={"TOKEN": "{token}", "FIXED": CANARY}, description="Run the tests")
+    async with serving(tmp_path, era, r=recipe, timeout_seconds=50) as client:
+        text = str((await client.read_resource("tasks://kinds")).contents[0].model_dump()["text"])
+        (kind,) = [kind for kind in json.loads(text)["kinds"] if kind["name"] == "recipe:r"]
+        assert (kind["description"], kind["max_attempts"]) == ("Run the tests", 1)
+        assert kind["payload_schema"]["properties"]["suite"] == {"type": "string", "enum": ["unit", "all"]}
+        assert kind["payload_schema"]["required"] == ["suite"]
+        assert CANARY not in text
+
+
 async def test_an_unknown_recipe_is_answered_with_those_there_are(tmp_path: Path) -> None:
     async with serving(tmp_path, deploy=tells(), ci=tells()) as client:
         text = await refused(client, "create_task", kind="recipe:deplyo")
@@ -205,14 +237,16 @@ async def test_what_the_operator_wrote_is_not_held_to_the_allowed_folders(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     inside, outside = folders
-    slots = {"f": PATH | {"choices": [str(outside)]}, "dir": PATH | {"anywhere": True}}
     recipes = {
-        "r": tells("{f}", cwd=str(outside), slots={"f": slots["f"]}),
-        "any": tells(cwd="{dir}", slots={"dir": slots["dir"]}),
+        "r": tells("{f}", cwd=str(outside), slots={"f": PATH | {"choices": [str(outside)]}}),
+        "any": tells(cwd="{dir}", slots={"dir": PATH | {"anywhere": True}}),
+        "usual": tells(cwd="{dir}", slots={"dir": PATH | {"default": str(outside)}}),
     }
     async with serving(tmp_path, **recipes, allow_dirs=str(inside)) as client:
         assert (await told(client, {"f": str(outside)}))[:2] == ([str(outside)], str(outside))
         assert (await told(client, {"dir": str(outside)}, "recipe:any"))[1] == str(outside)
+        assert (await told(client, {}, "recipe:usual"))[1] == str(outside)
+        await refused(client, "create_task", kind="recipe:usual", payload={"dir": str(tmp_path)})
 
 
 async def test_a_folder_that_is_exchanged_after_the_creation_leads_nowhere(

@@ -88,12 +88,6 @@ class Recipe(Table):
         """The slots whose values replies do not show: they become values of variables."""
         return frozenset(filter(None, map(hole, self.env.values())))
 
-    @cached_property
-    def confined(self) -> frozenset[str]:
-        """The slots whose paths must lie below TASKORCH_ALLOW_DIRS. Where the operator lists the choices, they hold."""
-        slots = self.slots.items()
-        return frozenset(n for n, slot in slots if slot.type == "path" and not slot.anywhere and slot.choices is None)
-
     def values(self, payload: Mapping[str, Any]) -> dict[str, str]:
         """The texts of the slots that have a value, null being none. Raises InvalidInput."""
         given = {name: value for name, value in payload.items() if value is not None}
@@ -103,6 +97,11 @@ class Recipe(Table):
             raise InvalidInput(f"{readable(error, 'payload', list(self.slots))} {self.takes}") from None
         texts = {name: self.slots[name].text(value) for name, value in parsed.items()}
         return {name: text for name, text in texts.items() if text is not None}
+
+    def confined(self, values: Mapping[str, str]) -> set[str]:
+        """The slots whose paths must lie below TASKORCH_ALLOW_DIRS: what the operator has written himself need not."""
+        paths = {name for name in values if self.slots[name].type == "path" and not self.slots[name].anywhere}
+        return {n for n in paths if self.slots[n].choices is None and self.slots[n].default != values[n]}
 
     def arguments(self, values: Mapping[str, str]) -> list[str]:
         """The items with their slots filled, the program's name first."""

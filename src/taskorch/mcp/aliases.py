@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from taskorch.domain import argv
 from taskorch.domain.errors import InvalidInput, shown, snake_case
+from taskorch.domain.task import RECIPE
 from taskorch.storage.ids import FULL_ID
 
 Raw = dict[str, Any]
@@ -84,6 +85,8 @@ def understood(raw: Mapping[str, Any], known: Collection[str]) -> Raw:
     if "retry" in known and "retry" in arguments:
         arguments["retry"] = argv.parsed(arguments["retry"], dict)
     _refuse_retries(arguments, known)
+    if "payload" in known and "kind" in known:
+        _gather_slots(arguments, known)
     for name in arguments.keys() & set(ARRAYS):
         arguments[name] = argv.parsed(arguments[name], list)
     _gather_ids(arguments)
@@ -184,6 +187,15 @@ def _gather_command(arguments: Raw, known: Collection[str]) -> None:
         raise InvalidInput(f"{min(twice)} stands both beside payload and in it; give it in payload alone.")
     if found := argv.with_argv(payload | beside):
         arguments["payload"] = found
+
+
+def _gather_slots(arguments: Raw, known: Collection[str]) -> None:
+    """Bring what a recipe takes into its payload, where there is none and it stands beside."""
+    if str(arguments.get("kind")).startswith(RECIPE) and not arguments.get("payload"):
+        if beside := {name: value for name, value in arguments.items() if name not in known}:
+            arguments["payload"] = beside
+        for name in beside:
+            del arguments[name]
 
 
 def _outside(payload: Raw, arguments: Raw, known: Collection[str]) -> list[tuple[str, str, Any]]:

@@ -56,7 +56,7 @@ class RecipeKind:
     def _wanted(self, payload: Mapping[str, Any]) -> Wanted:
         recipe = self._recipe
         values = recipe.values(payload)
-        for name in recipe.confined & values.keys():
+        for name in sorted(recipe.confined(values)):
             self._command.policy.below(values[name], f"payload.{name}", "path")
         cwd, roots = self._folder(values)
         stdin = None if recipe.stdin is None else filled(recipe.stdin, values)
@@ -69,7 +69,7 @@ class RecipeKind:
         if cwd is None or path is None:
             return self._command.start, ()
         slot = hole(cwd)
-        if slot in self._recipe.confined:
+        if slot in self._recipe.confined(values):
             return self._command.policy.folder(path, f"payload.{slot}"), self._command.policy.roots
         return ANYWHERE.folder(path, f"payload.{slot}" if slot else f"The cwd of {self._name}"), ()
 
