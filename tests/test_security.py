@@ -350,8 +350,13 @@ def sql_calls(tree: ast.AST) -> Iterator[ast.Call]:
 TEXT_BUILDERS = {  # the only places where SQL is put together, and from what: names of this program and question marks
     "bulk": {"table", "', '.join(columns)", "', '.join('?' * columns)", "_values(len(columns), rows)", "query"}
     | {"name", "place", "sets", "where", "values", "first.format('=')", "key.format('IS')"},
+    "ageing": {"SELECT", "FIRST", "FIRST_READY", "FIRST_HELD", "readiness.AGEING_MS"},
     "claims": {"SELECT", "BATCH", "IN_TIME", "readiness.BACKOFF_CAP_MS"},
     "dependencies": {"SELECT"},
+    "firings": {"LOOKED_AT", "KEPT_EVENTS", "SHOWN"},
+    "lapses": {"SELECT", "BATCH"},
+    "limits": {"SELECT"},
+    "outside": {"SELECT", "FITS", "WAITS", "DIRECTORY", "OUTSIDE", "OWNER", "claims.IN_TIME"},
     "finding": {"SELECT", "CANDIDATES + 1"},
     "queries": {"SELECT", "EXACT_COUNTS", "IN_TIME", "TEXT", "_where(at)", "_where(where)", "ATTEMPTS_OF"}
     | {"' AND '.join(conditions)"},

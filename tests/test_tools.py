@@ -104,11 +104,15 @@ async def test_create_keeps_every_argument(client: Client, tmp_path: Path) -> No
         "expires_at": "2027-01-01T01:30:00+01:00" if soon.year < 2027 else "2098-01-01T01:30:00+01:00",
         "on_server_exit": "stop",
         "labels": ["a", "b", "a"],
+        "depends_on": [(await create(client, **LATER))["id"]],
+        "on_dependency_failure": "run",
         "retry": {"on_exit": [1, 75], "max_delay_seconds": 9.5},
+        "concurrency_key": "deploy",
         "dedupe_key": "k",
         "wait_seconds": 0,
     }
-    assert given.keys() | {"delay_seconds", "dedupe_key"} == tools.TOOLS["create_task"].arguments.model_fields.keys()
+    others = {"delay_seconds", "schedule"}  # instead of run_at, and of depends_on: they have tests of their own
+    assert given.keys() | others == tools.TOOLS["create_task"].arguments.model_fields.keys()
 
     task = await create(client, **given)
     reply = await full(client, task["id"])
@@ -121,6 +125,7 @@ async def test_create_keeps_every_argument(client: Client, tmp_path: Path) -> No
     assert moment(kept["expires_at"]) == datetime.fromisoformat(given["expires_at"])
     assert kept["expires_at"].endswith("-01-01T00:30:00.000Z")
     assert kept["labels"] == ["a", "b"]
+    assert [other["id"] for other in kept["depends_on"]] == given["depends_on"]
     for said in ("timeout 12.5 s", "on server exit: stop", "labels: a, b", '"argv":["true","-x"]', kept["expires_at"]):
         assert said in reply.text
 

@@ -20,8 +20,8 @@ MADE = "SELECT 1 FROM firings WHERE schedule = ? AND at = ?"
 MAKE = "INSERT INTO firings(schedule, at, task) VALUES (?, ?, ?)"
 UNFINISHED = f"""SELECT t.id FROM (SELECT task FROM firings WHERE schedule = ? ORDER BY at DESC LIMIT {LOOKED_AT}) f
   JOIN tasks t ON t.seq = f.task WHERE t.finished_at IS NULL LIMIT 1"""
-FORGET = f"""DELETE FROM events WHERE task = ?1 AND event IN ('fired', 'skipped') AND id <= (SELECT id FROM events
-  WHERE task = ?1 AND event IN ('fired', 'skipped') ORDER BY id DESC LIMIT 1 OFFSET {KEPT_EVENTS})"""
+FORGET = f"""DELETE FROM events WHERE task = ? AND event IN ('fired', 'skipped') AND id <= (SELECT id FROM events
+  WHERE task = ? AND event IN ('fired', 'skipped') ORDER BY id DESC LIMIT 1 OFFSET {KEPT_EVENTS})"""
 LATEST = f"""SELECT f.at, t.id, t.status FROM firings f JOIN tasks t ON t.seq = f.task
   WHERE f.schedule = ? ORDER BY f.at DESC LIMIT {SHOWN}"""
 CREATOR = "SELECT s.id FROM firings f JOIN tasks s ON s.seq = f.schedule WHERE f.task = ?"
@@ -44,7 +44,7 @@ def fire(tx: Transaction, task: Task, schedule: Schedule, most_live: int, now: i
     for at in due.at:
         event, what = _make(tx, after, schedule, at, most_live, now)
         note(tx, after, event, BY, f"{what} ({schedules.local(schedule, at).isoformat()})")
-    tx.execute(FORGET, (task.seq,))
+    tx.execute(FORGET, (task.seq, task.seq))
     if due.following is None:
         save(tx, after, rules.never(after, "it has no further time", now))
 

@@ -93,9 +93,9 @@ class OpenClaim:
 class OutsideStore:
     """`limits`: as the store's."""
 
-    def __init__(self, database: Database, clock: Callable[[], int], limits: Limits) -> None:
+    def __init__(self, database: Database, clock: Callable[[], int], limits: Limits | None = None) -> None:
         self._database = database
-        self._limits = limits
+        self._limits = limits or {}
         self._now = clock
 
     async def claim(self, wanted: Wanted, worker: str, claim_ms: int) -> Claimed | Nothing:

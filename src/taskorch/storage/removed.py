@@ -11,7 +11,7 @@ MOST = 10_000  # notes kept
 
 NOTE = "INSERT OR REPLACE INTO removed(id, name, at, by) VALUES (?, ?, ?, ?)"
 FIND = """SELECT id, strftime('%Y-%m-%dT%H:%M:%SZ', at / 1000, 'unixepoch'), by
-  FROM removed WHERE id = ?1 OR name = ?1 ORDER BY at DESC LIMIT 1"""
+  FROM removed WHERE id = ? OR name = ? ORDER BY at DESC LIMIT 1"""
 PRUNE = """DELETE FROM removed WHERE at < ? OR at <
   (SELECT coalesce(min(at), 0) FROM (SELECT at FROM removed ORDER BY at DESC LIMIT ?))"""
 
@@ -23,7 +23,7 @@ def note(tx: Transaction, task: Task, by: str, now: int) -> None:
 
 def told(db: sqlite3.Connection, reference: str) -> str:
     """A sentence about the task that bore this id or name and is no longer stored; nothing if none is known."""
-    row = db.execute(FIND, (reference,)).fetchone()
+    row = db.execute(FIND, (reference, reference)).fetchone()
     if row is None:
         return ""
     task_id, when, by = row

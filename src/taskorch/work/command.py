@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from taskorch.domain import references
 from taskorch.domain.argv import as_list, is_line, plain, variables
 from taskorch.domain.errors import InvalidInput, readable, shown
 from taskorch.domain.readiness import NEVER_RETRIED
@@ -36,6 +37,7 @@ from taskorch.work.supervised import Exit, Order, SpawnFailed, Supervised
 DENIED = {"BASH_ENV", "ENV", "PYTHONSTARTUP", "GIT_SSH", "GIT_SSH_COMMAND"}
 DENIED_PREFIXES = ("LD_", "DYLD_", "BASH_FUNC_")
 ENV_BYTES = 65_536
+STAND_IN = "x"  # for a text that is not known yet
 PROGRESS_SECONDS = 0.5  # how often a command's output is looked at for what it says of its progress
 
 
@@ -56,6 +58,13 @@ class CommandPayload(BaseModel):
     cwd: Text | None = None
     env: Annotated[dict[Text, Text], BeforeValidator(variables)] = {}
     stdin: Text | None = None
+
+
+def _parsed(raw: Mapping[str, Any]) -> CommandPayload:
+    try:
+        return CommandPayload.model_validate(raw)
+    except ValidationError as error:
+        raise InvalidInput(readable(error, "payload", [*CommandPayload.model_fields])) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +96,21 @@ class Command:
         self._cache = folder.parent / "cache"
 
     def check(self, payload: Mapping[str, Any]) -> None:
-        """Raise InvalidInput when the payload is malformed or its program may not run here, now."""
-        self._wanted(payload)
+        """Raise InvalidInput when the payload is malformed or its program may not run here, now.
+
+        Of a payload that takes results of other tasks that is asked of what stands in it already.
+        """
+        if not references.find(payload):
+            self._wanted(payload)
+            return
+        argv, cwd = payload.get("argv"), payload.get("cwd")
+        filled = references.filled(payload, lambda _: STAND_IN)
+        parsed = _parsed(filled if isinstance(argv, list) else filled | {"argv": [STAND_IN]})
+        self._check_env(parsed.env)
+        if isinstance(argv, list) and isinstance(argv[0], str):
+            self.policy.program(argv[0])
+        if isinstance(cwd, str):
+            self.policy.folder(cwd, "payload.cwd")
 
     def shown(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
         env = payload.get("env")
@@ -221,10 +243,7 @@ class Command:
         )
 
     def _wanted(self, raw: Mapping[str, Any]) -> Wanted:
-        try:
-            payload = CommandPayload.model_validate(raw)
-        except ValidationError as error:
-            raise InvalidInput(readable(error, "payload", [*CommandPayload.model_fields])) from None
+        payload = _parsed(raw)
         self._check_env(payload.env)
         program, cwd, roots = self.policy.program(payload.argv[0]), self.start, self.policy.roots
         if payload.cwd is not None or roots:
