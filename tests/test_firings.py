@@ -460,6 +460,15 @@ async def test_a_schedule_of_every_minute_leaves_few_events(world: World) -> Non
         assert counted == [("skipped", 50), *updated]
 
 
+async def test_many_schedules_that_are_due_at_once_all_fire(world: World) -> None:
+    tasks = [await world.add(replace(HOURLY, every_seconds=60)) for _ in range(50)]
+    plain = await world.store.add(NewTask("work", {}, 1, 60, run_at=world.clock.now + HOUR))
+    await world.after(DAY)
+    assert [len(await world.times(task)) for task in tasks] == [1] * 50
+    assert (await world.get(plain)).ready
+    assert (await world.told(tasks[0], "skipped"))[0].startswith("199 or more earlier times")
+
+
 async def test_a_full_store_leaves_firings_out_and_says_so(database: Database, queries: Queries, clock: Clock) -> None:
     world = World(Store(database, clock, most_live=2), queries, clock, database)
     task = await world.add(replace(HOURLY, overlap="queue"))

@@ -20,7 +20,7 @@ from taskorch.domain.task import Schedule, Task, with_values
 
 LATE_MS = 120_000  # what is later was missed; a server looks at its clock once a minute at least
 MOST_CAUGHT_UP = 100
-MOST_COUNTED = 1_000  # of the missed ones; a clock may be wrong by years
+MOST_COUNTED = 200  # of the missed ones; a clock may be wrong by years
 CRON_CHARACTERS = 200
 REPEATED = timedelta(hours=3)  # more than any zone ever sets its clocks back by
 

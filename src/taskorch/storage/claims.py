@@ -15,6 +15,7 @@ from taskorch.storage.limits import Limits, without_room
 from taskorch.storage.rows import COLUMNS, SELECT, from_row, note, save, save_all
 
 BATCH = 500  # rows that one transaction promotes at most, so that others get their turn
+SCHEDULES = 20  # of those, schedules: after a long sleep each takes milliseconds
 CLAIMED = ("status", "ready", "attempt", "owner", "started_at", "error", "progress", "updated_at", "version")
 ATTEMPT_BEGIN = ("task", "attempt", "owner", "started_at")
 READY = f"{SELECT} WHERE ready = 1 AND kind = ? ORDER BY rank DESC, seq LIMIT ?"
@@ -83,13 +84,15 @@ def promote(tx: Transaction, most_live: int, now: int) -> None:
     Schedules that are due create their tasks.
     """
     lapses.end(tx, now)
+    fired = 0
     for query in (EXPIRED, DUE):
         for row in tx.execute(query, (now, BATCH)).fetchall():
             task = from_row(row)
             if task.schedule is None:
                 _refile(tx, task, now)
-            else:
+            elif fired < SCHEDULES:
                 firings.fire(tx, task, task.schedule, most_live, now)
+                fired += 1
 
 
 def is_stranded(db: sqlite3.Connection, now: int) -> bool:
