@@ -3,7 +3,7 @@
     remote_peer.py LOG [mode]
 
 What happens to it is appended to LOG, a line each. Modes: serve, silent, garbage, exit, flood, banner, deaf (it heeds
-neither the end of its stdin nor TERM).
+neither the end of its stdin nor TERM, and has a child like that).
 """
 
 import json
@@ -157,6 +157,10 @@ if MODE == "banner":
     sys.stdout.write("Welcome to the peer!\n\n{}\n")
 if MODE == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if os.fork() == 0:
+        note(f"started {os.getpid()}")
+        time.sleep(600)
+        os._exit(0)
 serve()
 if MODE == "deaf":
     time.sleep(600)

@@ -145,7 +145,9 @@ async def test_an_unknown_server_is_refused_when_the_task_is_created(pool: Pool,
         InvalidInput, match=r"server 'file' is not known here\. Did you mean 'files'\? Use one of: files, memory\."
     ):
         kind.check({"server": "file", "tool": "read"})
-    with pytest.raises(InvalidInput, match=r"payload\.tool is required; add it\. Write .*; servers: files, memory\."):
+    with pytest.raises(
+        InvalidInput, match=r"tool is required; add it\. The payload is \{.server.: .files.\|.memory., .tool.: string, "
+    ):
         kind.check({"server": "files"})
     with pytest.raises(InvalidInput, match=r"Unknown argument 'payload\.args'\. Did you mean 'arguments'"):
         kind.check({"server": "files", "tool": "read", "args": {}})

@@ -57,6 +57,9 @@ def test_without_a_file_there_is_no_such_kind(place: Place) -> None:
 def test_a_task_calls_a_tool_of_a_server_in_the_file(place: Place, peer: Peer) -> None:
     server = place.start(mcp_servers=named(place, peer=peer.raw))
     assert 'kind "tool"' in server.answer(1)["result"]["instructions"]
+    [found] = server.answer(server.post("resources/read", uri="tasks://kinds"))["result"]["contents"]
+    [kind] = [kind for kind in json.loads(found["text"])["kinds"] if kind["name"] == "tool"]
+    assert kind["payload_schema"]["properties"]["server"]["enum"] == ["peer"] and kind["max_attempts"] == 1
     payload = {"server": "peer", "tool": "echo", "arguments": {"text": "over two pipes"}}
     task = server.call("create_task", kind="tool", payload=payload, wait_seconds=20)
     assert (task["status"], task["result"], task["max_attempts"]) == ("completed", "over two pipes", 1)

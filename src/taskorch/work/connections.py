@@ -6,7 +6,6 @@ task's group. One that nobody has used for a while is closed.
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from math import inf
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -155,7 +154,7 @@ class Connections:
         """Return when nobody has used it for a while, or when it has ended."""
         while not session.ended.is_set():
             connection.touched = anyio.Event()
-            with anyio.move_on_after(inf if connection.users else self._idle_seconds) as idle:
+            with anyio.move_on_after(self._idle_seconds) as idle:
                 await connection.touched.wait()
             if idle.cancelled_caught and not connection.users:
                 return

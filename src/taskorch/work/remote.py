@@ -9,12 +9,13 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from taskorch.domain.errors import InvalidInput, cut, did_you_mean, readable, shown
+from taskorch.domain.fields import expected
 from taskorch.domain.task import Cancelled, Failed, Interrupted, Outcome, Reason, Task
+from taskorch.work import outcomes
 from taskorch.work.attempt import Attempt, Ending, Remains
 from taskorch.work.connections import CONNECT_SECONDS, Connections
-from taskorch.work.handlers import Context, end_scope
+from taskorch.work.handlers import end_scope
 from taskorch.work.mcp_servers import SETTING
-from taskorch.work.outcomes import completed
 from taskorch.work.policy import NotAllowed
 from taskorch.work.remote_answer import Answer, Lost, NotConnected, Refused, cleaned, error_of, value_of
 
@@ -40,7 +41,6 @@ class Call:
     def __init__(self, attempt: Attempt, payload: ToolPayload) -> None:
         self.attempt = attempt
         self.payload = payload
-        self.context = Context(attempt)
         self.is_sent = False
         self.is_safe = False  # the server says that the tool may be called again
         self.task_id: str | None = None  # of the protocol task that the server has made of it
@@ -51,7 +51,7 @@ class Call:
 
     def tell(self, value: float, total: float | None, message: str | None) -> None:
         with suppress(ValueError):  # not everything that a server calls a number is one
-            self.context.progress(value, total, message)
+            self.attempt.progress(outcomes.progress(value, total, message))
 
     def handed(self, task_id: str) -> None:
         self.task_id = task_id
@@ -68,7 +68,7 @@ class RemoteTool:
     max_attempts = 1
     in_process = False  # what was asked of another server may go on there
     timeout_seconds: float | None = None
-    description = "Call a tool of another MCP server."
+    description = "Calls a tool of another MCP server."
 
     def __init__(self, connections: Connections, pauses: tuple[float, ...] = PAUSES) -> None:
         self._connections = connections
@@ -114,10 +114,8 @@ class RemoteTool:
         try:
             payload = ToolPayload.model_validate(raw)
         except ValidationError as error:
-            example = (
-                f'Write payload={{"server": "{next(iter(known))}", "tool": "…", "arguments": {{…}}}}; servers: {names}.'
-            )
-            raise InvalidInput(f"{readable(error, 'payload', [*ToolPayload.model_fields])} {example}") from None
+            mistakes = readable(error, "payload", [*ToolPayload.model_fields])
+            raise InvalidInput(f"{mistakes} The payload is {expected(self.payload_schema())}.") from None
         if payload.server not in known:
             near = did_you_mean(payload.server, known)
             raise InvalidInput(f"payload.server {shown(payload.server)} is not known here.{near} Use one of: {names}.")
@@ -143,7 +141,7 @@ class RemoteTool:
             return Failed(Reason.ERROR, cleaned(f"{server}: {error}; {tool} may have had its effect"))
         except Refused as error:
             return Failed(Reason.ERROR, cleaned(f"{server}: {error}"), retryable=not error.final)
-        return Failed(Reason.ERROR, error_of(answer)) if answer.is_error else completed(value_of(answer))
+        return Failed(Reason.ERROR, error_of(answer)) if answer.is_error else outcomes.completed(value_of(answer))
 
     async def _answer(self, call: Call) -> Answer:
         """Call it; where that can do no harm, again over another connection, if there is one within a minute."""
