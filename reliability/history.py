@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from reliability.record import History, Key, Row, connect
@@ -229,7 +230,21 @@ def _h15_stopped_for_a_reason(history: History) -> Iterator[Violation]:
             yield Violation("H15", order.task, f"it was stopped ({reason}), and nothing that it depends on has failed")
 
 
+def _h17_schedules(history: History) -> Iterator[Violation]:
+    """A schedule fires at each of its times, which lie on its grid, and creates one task for each."""
+    for task, course in history.schedules.items():
+        if course.created != len(course.times):
+            yield Violation("H17", task, f"it created {course.created} tasks for {len(course.times)} times")
+        for at in course.times:
+            if (at - course.start) % course.interval:
+                yield Violation("H17", task, f"it fired at {at}, which is none of its times")
+        steps = {after - before for before, after in pairwise(course.times)}
+        if steps - {course.interval} and not history.retried(task):  # nothing is made up for from before a retry
+            yield Violation("H17", task, f"times lie {sorted(steps)} ms apart, and should {course.interval}")
+
+
 RULES = (
+    _h17_schedules,
     _h14_order,
     _h15_stopped_for_a_reason,
     _h1_durable,

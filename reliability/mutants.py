@@ -16,9 +16,9 @@ from typing import Any, Literal
 import anyio
 
 from reliability import records
-from taskorch.domain import rules
-from taskorch.domain.task import Status, Task, with_values
-from taskorch.storage import bulk, claims, dependencies, limits, rows, schema, store
+from taskorch.domain import rules, schedules
+from taskorch.domain.task import Schedule, Status, Task, with_values
+from taskorch.storage import additions, bulk, claims, dependencies, firings, limits, rows, schema, store
 from taskorch.storage.ends import _end_attempts as end_attempts
 from taskorch.storage.rows import BY_ID, COLUMNS, encoded, from_row
 from taskorch.work import worker
@@ -205,6 +205,32 @@ def _limit_counted_before() -> None:
     limits._working = working
 
 
+def _fire_by_halves(first: Callable[..., Any], then: Callable[..., Any]) -> None:
+    """Do one half of a firing, and the other one in a later transaction: it goes with this process."""
+    later: list[Callable[[Any], None]] = []
+
+    def fire(tx: Any, task: Task, schedule: Schedule, most_live: int, now: int) -> None:
+        for half in later:
+            half(tx)
+        later.clear()
+        due = schedules.due(schedule, task.run_at or now, now)
+        first(tx, task, schedule, due, now)
+        later.append(lambda tx: then(tx, _now(tx, task.id), schedule, due, now))
+
+    firings.fire = fire
+
+
+def _move_on(tx: Any, task: Task, schedule: Schedule, due: schedules.Due, now: int) -> None:
+    if task.schedule is not None and task.status is Status.WAITING:
+        rows.save(tx, task, schedules.fired(task, due.following, now))
+
+
+def _create(tx: Any, task: Task, schedule: Schedule, due: schedules.Due, now: int) -> None:
+    for at in due.at:
+        [made] = additions.insert(tx, [additions.Wish(firings._wanted(task, schedule, at)).row(now, False)], 1 << 30)
+        tx.execute("INSERT OR IGNORE INTO firings(schedule, at, task) VALUES (?, ?, ?)", (task.seq, at, made.seq))
+
+
 FENCE: Sequence[Aim] = (
     ("before settle", 6, "lose"),
     ("before take-over settle", 2, "stop"),
@@ -230,6 +256,16 @@ MUTANTS = {
     "limit-ignored": Mutant("a claim does not count what works of a key", _limit_ignored, breaks=("H16",)),
     "limit-counted-before": Mutant(
         "what works of a key was counted before the transaction", _limit_counted_before, breaks=("H16",)
+    ),
+    "firing-lost": Mutant(
+        "a schedule moves on before it has created its task",
+        partial(_fire_by_halves, _move_on, _create),
+        breaks=("H17",),
+    ),
+    "firing-twice": Mutant(
+        "a schedule moves on after it has created its task",
+        partial(_fire_by_halves, _create, _move_on),
+        breaks=("H17",),
     ),
     "early-start": Mutant("the command starts before its supervisor has noted it", shim_rate=40),
     "late-record": Mutant(

@@ -15,6 +15,10 @@ TASKS = (
     "SELECT id, kind, status, attempt, max_attempts, interruptions, owner, result, error, concurrency_key FROM tasks"
 )
 STARTS = "SELECT t.id, a.attempt, a.owner, a.outcome, a.reason FROM attempts a JOIN tasks t ON t.seq = a.task"
+# Of what they created, only the names say whose it is.
+SCHEDULES = """SELECT s.id, json_extract(s.schedule, '$.start'), json_extract(s.schedule, '$.every_seconds') * 1000,
+  (SELECT json_group_array(at) FROM (SELECT at FROM firings WHERE schedule = s.seq ORDER BY at)),
+  (SELECT count(*) FROM tasks t WHERE t.name LIKE s.name || ' %') FROM tasks s WHERE s.schedule IS NOT NULL"""
 EVENTS = "SELECT t.id, e.at, e.event, e.by FROM events e JOIN tasks t ON t.seq = e.task ORDER BY e.id"
 
 
@@ -60,6 +64,16 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Course:
+    """What a schedule has done: the times (ms) of its firings, in order, and how many tasks it created."""
+
+    start: int
+    interval: int
+    times: list[int]
+    created: int
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """A row of `events`. `at`: ms since the epoch."""
 
@@ -77,6 +91,7 @@ class History:
     starts: dict[Key, Start]
     events: dict[str, list[Event]] = field(default_factory=dict)
     sure: int = 1 << 60
+    schedules: dict[str, Course] = field(default_factory=dict)
 
     @property
     def displaced(self) -> set[Key]:
@@ -105,7 +120,11 @@ def read(folder: Path, patience_seconds: float = 10) -> History:
         events: dict[str, list[Event]] = defaultdict(list)
         for task, *event in db.execute(EVENTS):
             events[task].append(Event(*event))
-    return History(read_journal(folder / "journal"), tasks, starts, events, sure)
+        schedules = {
+            task: Course(start, round(interval), json.loads(times), created)
+            for task, start, interval, times, created in db.execute(SCHEDULES)
+        }
+    return History(read_journal(folder / "journal"), tasks, starts, events, sure, schedules)
 
 
 def unfinished(folder: Path) -> int:

@@ -17,13 +17,14 @@ from reliability.points import Part, Victim, watch
 from taskorch.app import App, running
 from taskorch.config import Settings
 from taskorch.domain.errors import TaskError
-from taskorch.domain.task import NewTask, OnDependencyFailure, Priority, Task
+from taskorch.domain.task import NewTask, OnDependencyFailure, Priority, Schedule, Task
 from taskorch.storage.additions import Wish
 from taskorch.work import supervised
 from taskorch.work.handlers import Context, handler
 
 BEAT_SECONDS = 0.04
 PAUSE_SECONDS = (0.05, 0.25)  # between two calls of the client in each server
+SCHEDULES_MOST = 2  # at once
 OPEN_MOST = 60  # unfinished tasks beyond which no more are created
 KEYED_MOST = 20  # the same with a concurrency_key: they are slow, one after the other
 LIMITS = {"pair-2": 2}  # each key ends with its limit
@@ -144,8 +145,12 @@ async def _client(app: App, victim: Victim) -> None:
     while True:
         await anyio.sleep(chance.uniform(*PAUSE_SECONDS))
         if victim.calm.exists():
+            for schedule in await app.service.store._database.read(_schedules):
+                await app.service.store.cancel(schedule, "", "client")  # else there is no end
             continue
         with suppress(TaskError):
+            if len(await app.service.store._database.read(_schedules)) < SCHEDULES_MOST and chance.random() < 0.1:
+                await _create_schedule(app, victim)
             known = known[-20:] or await app.service.store._database.read(_recent)
             what = chance.random()
             if what < 0.7 or not known:
@@ -188,6 +193,14 @@ async def _create_after(app: App, victim: Victim, new: NewTask, parents: list[st
     return wish.task_id
 
 
+async def _create_schedule(app: App, victim: Victim) -> None:
+    """One that makes up for every time that it missed, whatever else it has under way."""
+    schedule = Schedule(None, 1.0, "UTC", "all", "queue")
+    payload = {"steps": 1, "fails": 0, "stubborn": False}
+    new = NewTask("work", payload, 3, 20, name=f"schedule {os.getpid()}-{time.monotonic_ns()}", schedule=schedule)
+    await app.service.store.add(new)
+
+
 def _payload(folder: Path, kind: str, chance: random.Random) -> dict[str, Any]:
     steps = chance.choice((1, 1, 2, 3, 4, 6))
     if kind == "command":
@@ -208,6 +221,10 @@ def _recent(db: Any) -> list[str]:
 
 def _unfinished(db: Any) -> int:
     return db.execute("SELECT count(*) FROM tasks WHERE status IN ('waiting', 'working')").fetchone()[0]
+
+
+def _schedules(db: Any) -> list[str]:
+    return [row[0] for row in db.execute("SELECT id FROM tasks WHERE schedule IS NOT NULL AND status = 'waiting'")]
 
 
 # The handlers.
