@@ -68,7 +68,7 @@ class Desk:
 
 @pytest.fixture
 def desk(store: Store, database: Database, queries: Queries, clock: Clock) -> Desk:
-    return Desk(store, OutsideStore(database, clock), queries, clock)
+    return Desk(store, OutsideStore(database, clock, {}), queries, clock)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ async def other(database: Database, store: Store, clock: Clock, tmp_path: Any) -
     """Another server on the same file."""
     async with open_database(tmp_path / "state" / "taskorch.db") as again:
         Store(again, clock)
-        yield OutsideStore(again, clock)
+        yield OutsideStore(again, clock, {})
 
 
 # Which task a worker gets.
@@ -154,6 +154,24 @@ async def test_what_may_not_run_yet_or_any_more_is_not_claimed(desk: Desk, clock
     await desk.pass_time(60)
     task = await desk.claim()
     assert task and task.name == "later"
+
+
+async def test_of_one_concurrency_key_one_is_claimed_at_a_time(desk: Desk, other: OutsideStore) -> None:
+    for name, kind in (("a", "outside"), ("b", "outside:x"), ("free", "outside")):
+        await desk.add(name, kind, concurrency_key=None if name == "free" else "k")
+    first = await desk.claim()
+    assert first and first.name == "a"
+    found = await other.claim(Wanted(), "bob", MINUTE)
+    assert isinstance(found, Claimed) and found.task.name == "free", "the best for which there is room"
+    assert await desk.nothing() == Nothing(waiting=1, next_run_at=None, others_ready=0, working=2)
+    assert await desk.end(first, FAILED)
+    second = await desk.claim(seconds=600)
+    assert second and second.name == "b"
+    await desk.pass_time(300)
+    assert await desk.claim() is None, "the first one has become due, and waits for room"
+    await desk.end(second, Completed())
+    again = await desk.claim()
+    assert again and (again.name, again.attempt) == ("a", 2)
 
 
 async def test_who_gets_nothing_is_told_what_there_is(desk: Desk, clock: Clock) -> None:

@@ -143,7 +143,7 @@ async def test_a_server_wakes_when_a_claim_ends_that_was_made_through_it(plain: 
 async def test_a_server_wakes_when_a_claim_ends_that_was_made_through_another(plain: App, tmp_path: Path) -> None:
     async with open_database(tmp_path / "state" / "taskorch.db") as database:
         store = Store(database)
-        task_id = await silent(plain, OutsideStore(database, store.now))
+        task_id = await silent(plain, OutsideStore(database, store.now, {}))
         await stored(plain, task_id, lambda row: row.status is Status.FAILED)
 
 

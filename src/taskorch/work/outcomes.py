@@ -8,10 +8,9 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from taskorch.domain.errors import NonRetryable, RetryAfter, readable
-from taskorch.domain.task import Completed, Failed, Outcome, Progress, Reason
+from taskorch.domain.task import RESULT_BYTES, Completed, Failed, Outcome, Progress, Reason
 from taskorch.storage.rows import dumps
 
-RESULT_BYTES = 65_536
 RESULT_DEPTH = 32
 MESSAGE_CHARACTERS = 4_000
 NOT_NULL = ConfigDict(ser_json_inf_nan="constants")  # NaN is a mistake to be told of

@@ -12,12 +12,12 @@ from pathlib import Path
 import anyio
 from pydantic import TypeAdapter
 
-from taskorch.domain.task import Completed, Failed, Outcome, Progress
+from taskorch.domain.task import RESULT_BYTES, Completed, Failed, Outcome, Progress
 from taskorch.work import outcomes
 from taskorch.work.attempt import Attempt
 
 PAUSE_SECONDS = 0.1  # between two reports of progress
-LINE_BYTES = 4 * outcomes.RESULT_BYTES  # a longer line was not written by a teller
+LINE_BYTES = 4 * RESULT_BYTES  # a longer line was not written by a teller
 CHUNK = 65_536
 
 log = logging.getLogger(__name__)
