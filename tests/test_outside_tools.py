@@ -347,6 +347,8 @@ async def test_a_task_whose_payload_cannot_be_filled_fails_and_the_next_one_is_c
         ("claim_task", {"limit": 5}, "One call claims one task"),
         ("claim_task", {"wait_seconds": 30}, "answers at once"),
         ("heartbeat_task", {"progress": "half"}, "progress 'half'"),
+        ("heartbeat_task", {"progress": 1, "total": -1}, "total -1 is not allowed; it must be from 0"),
+        ("heartbeat_task", {"progress": 1e308}, "progress 1e+308 is not allowed"),
         ("heartbeat_task", {"status": "done"}, "complete_task when it is done"),
         ("heartbeat_task", {"error": "x"}, "complete_task when it is done"),
         ("complete_task", {"result": "x" * (RESULT_BYTES - 1)}, f"at most {RESULT_BYTES} are kept"),

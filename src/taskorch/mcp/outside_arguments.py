@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from taskorch.domain.task import RESULT_BYTES
-from taskorch.mcp.arguments import DAY_SECONDS, Arguments, Id, Label, Line, Version
+from taskorch.mcp.arguments import DAY_SECONDS, LARGEST, Arguments, Id, Label, Line, Version
 from taskorch.mcp.moments import number, seconds
 from taskorch.storage.rows import dumps
 
@@ -24,8 +24,14 @@ def _result(value: Any) -> Any:
     return value
 
 
+def _amount(value: float) -> float:
+    if not 0 <= value <= LARGEST:
+        raise ValueError(f"{value:g} is not allowed; it must be from 0 to {LARGEST}")
+    return value
+
+
 Claim = Annotated[float, Field(ge=10, le=DAY_SECONDS, allow_inf_nan=False), BeforeValidator(seconds)]
-Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(number)]
+Amount = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(number), AfterValidator(_amount)]
 Text = Annotated[str, Field(min_length=1, max_length=MESSAGE_CHARACTERS)]
 Json = Annotated[
     Any, WithJsonSchema({"type": ["object", "array", "string", "number", "boolean"]}), AfterValidator(_result)
@@ -45,8 +51,8 @@ class ClaimTask(Arguments):
 class HeartbeatTask(Arguments):
     task_id: Id
     attempt: Version
-    progress: Number | None = None
-    total: Number | None = None
+    progress: Amount | None = None
+    total: Amount | None = None
     message: Text | None = None
     claim_seconds: Claim | None = None
 
