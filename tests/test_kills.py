@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reliability import history, mutants, record
-from reliability.record import Event, History, Line, Row, Start
+from reliability.record import Course, Event, History, Line, Row, Start
 from taskorch.storage import schema
 
 ROOT = Path(__file__).parents[1]
@@ -191,6 +191,34 @@ def test_what_began_after_the_tables_were_read_is_not_held_against_them() -> Non
 )
 def test_a_wrong_order_is_found(rule: str, seen: History) -> None:
     assert rule in broken(seen)
+
+
+# Schedules.
+
+
+def course(*times: int, created: int | None = None, events: Iterable[Event] = ()) -> History:
+    """One whose times are 1000, 2000, 3000 and so on, which fired at these."""
+    count = len(times) if created is None else created
+    return replace(told(GOOD, events=events), schedules={TASK: Course(1000, 1000, list(times), count)})
+
+
+def test_a_schedule_that_fired_at_each_of_its_times_once_is_sound() -> None:
+    assert "H17" not in broken(course())
+    assert "H17" not in broken(course(3000, 4000, 5000))
+    assert "H17" not in broken(course(3000, 9000, events=[Event(0, "retried", "client")]))
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        pytest.param(course(1000, 3000), id="a time without its firing"),
+        pytest.param(course(1000, 2000, 2500), id="a firing at no time of its"),
+        pytest.param(course(1000, 2000, created=3), id="two tasks for a time"),
+        pytest.param(course(1000, 2000, created=1), id="a firing without its task"),
+    ],
+)
+def test_a_wrong_firing_is_found(seen: History) -> None:
+    assert "H17" in broken(seen)
 
 
 @pytest.fixture
