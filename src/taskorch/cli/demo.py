@@ -1,4 +1,4 @@
-"""`taskorch demo`: thirteen tasks through a real server over stdio, and a check that each came out as announced."""
+"""`taskorch demo`: sixteen tasks through a real server over stdio, and a check that each came out as announced."""
 
 import sys
 import tempfile
@@ -83,6 +83,24 @@ STEPS = [
         "fails at each of its two attempts",
         command("ls", "/no/such/place", max_attempts=2, priority="high"),
         ended("failed", "exit_code", 2),
+    ),
+    Step(
+        "quote",
+        "takes the output of 'hello' when that has completed",
+        {"kind": "echo", "payload": {"said": {"$result": "hello"}}},
+        lambda facts, _: facts.get("result") == {"said": "hello from a command"},
+    ),
+    Step(
+        "skipped",
+        "depends on 'broken', and is cancelled with its failure",
+        command("echo", "never", depends_on=["broken"]),
+        ended("cancelled", "dependency", 0),
+    ),
+    Step(
+        "tidy",
+        "runs after 'broken' whatever became of that",
+        command("echo", "tidy", depends_on=["broken"], on_dependency_failure="run"),
+        ended("completed"),
     ),
     Step("slow", "runs into its time limit", command("sleep", "60", timeout_seconds=1), ended("failed", "timeout")),
     Step("tree", "a process tree, cancelled whole", command("sh", "-c", TREE), ended("cancelled", "user")),

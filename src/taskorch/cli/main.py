@@ -84,7 +84,7 @@ def serve(
 
 @cli.command()
 def demo() -> None:
-    """Run thirteen tasks through a real server over stdio and show what becomes of them."""
+    """Run sixteen tasks through a real server over stdio and show what becomes of them."""
     from taskorch.cli.demo import run_demo
 
     raise typer.Exit(anyio.run(run_demo))
