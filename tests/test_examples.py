@@ -28,7 +28,7 @@ def test_the_demo_comes_out_as_announced() -> None:
     done = run(sys.executable, "-m", "taskorch", "demo")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Everything came out as announced." in done.stdout
-    assert done.stdout.count("✓") == 17
+    assert done.stdout.count("✓") == 20
     assert "✗" not in done.stdout
 
 
