@@ -68,18 +68,18 @@ ENDS: dict[str, Callable[[], Any]] = {
 }
 
 
-@handler("isolated.end", isolate=True)
+@handler("test.isolated.end", isolate=True)
 def end(payload: dict[str, Any]) -> Any:
     """Ends as the payload says."""
     return ENDS[payload["end"]]()
 
 
-@handler("isolated.frame", isolate=True)
+@handler("test.isolated.frame", isolate=True)
 async def frame(payload: Frame) -> Frame:
     return Frame(width=payload.width + 1)
 
 
-@handler("isolated.where", isolate=True, max_attempts=1)
+@handler("test.isolated.where", isolate=True, max_attempts=1)
 async def where(payload: dict[str, Any], context: Context) -> dict[str, Any]:
     task = context.task
     marks = {name: value for name, value in os.environ.items() if name in ("TASKORCH_TASK_ID", "MARK")}
@@ -92,7 +92,7 @@ async def where(payload: dict[str, Any], context: Context) -> dict[str, Any]:
     }
 
 
-@handler("isolated.spin", isolate=True)
+@handler("test.isolated.spin", isolate=True)
 def spin(payload: dict[str, Any]) -> None:
     """Computes for ever and cannot be told anything."""
     Path(payload["file"]).write_text(str(os.getpid()))
@@ -100,14 +100,14 @@ def spin(payload: dict[str, Any]) -> None:
         pass
 
 
-@handler("isolated.deaf", isolate=True)
+@handler("test.isolated.deaf", isolate=True)
 def deaf(payload: dict[str, Any], context: Context) -> None:
     """Could ask whether it should end, and does not."""
     context.progress(1, message=str(os.getpid()))
     time.sleep(1000)
 
 
-@handler("isolated.polite", isolate=True)
+@handler("test.isolated.polite", isolate=True)
 def polite(payload: dict[str, Any], context: Context) -> str:
     context.progress(1, message=str(os.getpid()))
     while not context.cancelled:
@@ -116,7 +116,7 @@ def polite(payload: dict[str, Any], context: Context) -> str:
     return "half of it"
 
 
-@handler("isolated.wait", isolate=True)
+@handler("test.isolated.wait", isolate=True)
 async def wait(payload: dict[str, Any], context: Context) -> int:
     """The first attempt waits to be cancelled; the next one is done at once."""
     if context.task.attempt > 1:
@@ -134,7 +134,7 @@ def note(payload: dict[str, Any], text: str) -> None:
         Path(payload["file"]).write_text(text)
 
 
-@handler("isolated.family", isolate=True)
+@handler("test.isolated.family", isolate=True)
 def family(payload: dict[str, Any], context: Context) -> list[int]:
     """Starts a process beside it, and one in a session of its own; returns or waits."""
     pids = [subprocess.Popen(["sleep", "1000"]).pid, subprocess.Popen([sys.executable, "-c", HELPER]).pid]
@@ -146,14 +146,14 @@ def family(payload: dict[str, Any], context: Context) -> list[int]:
     return pids
 
 
-@handler("isolated.report", isolate=True)
+@handler("test.isolated.report", isolate=True)
 def report(payload: dict[str, Any], context: Context) -> None:
     for n in range(200_000):
         context.progress(n, 200_000, "counting")
     raise ValueError("that was all")
 
 
-@handler("isolated.crash", isolate=True, max_attempts=1)
+@handler("test.isolated.crash", isolate=True, max_attempts=1)
 def crash(payload: dict[str, Any]) -> None:
     """Ends its process in a way that Python does not notice."""
     match payload["by"]:
@@ -166,7 +166,7 @@ def crash(payload: dict[str, Any]) -> None:
             os._exit(code)
 
 
-@handler("isolated.loud", isolate=True)
+@handler("test.isolated.loud", isolate=True)
 def loud(payload: dict[str, Any]) -> str:
     """Writes to everything that might be the wire."""
     print('{"jsonrpc": "2.0", "id": 1, "result": "printed"}')  # noqa: T201
@@ -176,7 +176,7 @@ def loud(payload: dict[str, Any]) -> str:
     return "quiet"
 
 
-@handler("isolated.thread", isolate=True)
+@handler("test.isolated.thread", isolate=True)
 def thread(payload: dict[str, Any]) -> str:
     """Leaves a thread behind that would keep an interpreter alive."""
     threading.Thread(target=time.sleep, args=(1000,)).start()

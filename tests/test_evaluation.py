@@ -19,6 +19,7 @@ from evals.seed import KEEP, seed
 
 from taskorch.app import DAY_MS, running
 from taskorch.config import Settings
+from taskorch.storage.rows import COLUMNS
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = ROOT / "tests" / "evals" / "questions.xml"
@@ -161,9 +162,10 @@ async def test_a_server_leaves_the_seeded_week_as_it_was(state: Path) -> None:
 
 
 def rows(state: Path) -> dict[str, list[Any]]:
-    """All that is stored of tasks, and the files of their output."""
+    """All that is stored of tasks but their rank, which rises while they wait, and the files of their output."""
+    columns = {"tasks": ", ".join(name for name in COLUMNS if name != "rank"), "attempts": "*", "events": "*"}
     with closing(sqlite3.connect(state / "taskorch.db")) as db:
-        tables = {table: db.execute(f"SELECT * FROM {table}").fetchall() for table in ("tasks", "attempts", "events")}
+        tables = {table: db.execute(f"SELECT {names} FROM {table}").fetchall() for table, names in columns.items()}
     return tables | {"files": sorted((str(path), path.stat().st_size) for path in (state / "output").rglob("*"))}
 
 

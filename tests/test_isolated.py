@@ -298,7 +298,7 @@ async def test_a_process_that_ends_fails_the_attempt_and_says_how(bench: Bench, 
     ("modules", "text"),
     [
         ("no_such_module", "its handlers could not be imported: ModuleNotFoundError: No module named 'no_such_module'"),
-        ("json", "no module of TASKORCH_HANDLERS registers the kind 'isolated.end'"),
+        ("json", "no module of TASKORCH_HANDLERS registers the kind 'test.isolated.end'"),
         ("broken_kinds", "its handlers could not be imported: SystemExit: 5"),
     ],
 )
@@ -436,7 +436,7 @@ def test_only_those_that_ask_for_it_have_a_process_of_their_own(tmp_path: Path) 
     assert {name for name, kind in kinds.items() if not kind.in_process} == {
         name for name in kinds if name.startswith("isolated.")
     }
-    assert kinds["isolated.crash"].max_attempts == 1
+    assert kinds["test.isolated.crash"].max_attempts == 1
     assert all(kind.in_process for kind in load_handlers("isolated_kinds").values()), "but within that process"
 
 
@@ -450,7 +450,7 @@ def served(place: Place) -> Place:
 
 def test_kill_9_of_the_server_ends_it_within_2_seconds_and_it_runs_again(served: Place) -> None:
     server = served.start()
-    task_id = server.create("isolated.wait")
+    task_id = server.create("test.isolated.wait")
     wait_for(lambda: server.get(task_id).get("progress"))
     [pid] = alive(task_id)
     server.kill()
@@ -467,7 +467,7 @@ def test_kill_9_of_the_server_ends_it_within_2_seconds_and_it_runs_again(served:
 
 def test_eight_at_once_are_eight_processes(served: Place) -> None:
     server = served.start(concurrency="8")
-    ids = [server.create("isolated.deaf") for _ in range(8)]
+    ids = [server.create("test.isolated.deaf") for _ in range(8)]
     wait_for(lambda: all(server.get(task_id).get("progress") for task_id in ids))
     assert len({pid for task_id in ids for pid in alive(task_id)}) == 8
     for task_id in ids:
@@ -479,7 +479,7 @@ def test_eight_at_once_are_eight_processes(served: Place) -> None:
 
 def test_an_orderly_stop_gives_it_back_and_leaves_nothing(served: Place) -> None:
     server = served.start()
-    task_id = server.create("isolated.family", waits=True)
+    task_id = server.create("test.isolated.family", waits=True)
     wait_for(lambda: server.get(task_id).get("progress"))
     assert server.end() == 0
     row = served.row(task_id)
@@ -490,7 +490,7 @@ def test_an_orderly_stop_gives_it_back_and_leaves_nothing(served: Place) -> None
 @pytest.mark.parametrize("by", ["segfault", 3])
 def test_the_server_lives_on_and_nothing_reaches_the_wire(served: Place, by: Any) -> None:
     server = served.start(LEGACY)
-    loud, crash = server.create("isolated.loud"), server.create("isolated.crash", by=by)
+    loud, crash = server.create("test.isolated.loud"), server.create("test.isolated.crash", by=by)
     server.until_ended(loud, crash)
     assert server.get(loud)["result"] == "quiet"
     assert server.get(crash)["error"]["exit_code"] == (139 if by == "segfault" else by)
