@@ -70,13 +70,13 @@ class Bench:
         self._make = partial(Isolated, folder=self.folder, grace_seconds=grace_seconds, start=folder)
 
     def kind(self, name: str, modules: str = "isolated_kinds") -> Isolated:
-        registered = handlers._REGISTERED[f"isolated.{name}"]
+        registered = handlers._REGISTERED[f"test.isolated.{name}"]
         return self._make(registered.function, 3, modules=modules)
 
     def task(self, kind: str, payload: Payload, **fields: Any) -> Task:
         task_id = new_id()  # one of its own: processes are looked for by it on the whole machine
         fields = {"seq": 1, "attempt": 1, "timeout_seconds": 60.0} | fields
-        return with_values(BLANK, id=task_id, kind=f"isolated.{kind}", payload=payload, **fields)
+        return with_values(BLANK, id=task_id, kind=f"test.isolated.{kind}", payload=payload, **fields)
 
     async def run(self, kind: str, payload: Payload | None = None, **fields: Any) -> Outcome | None:
         run = Run(self.kind(kind), self.task(kind, payload or {}, **fields))
@@ -434,7 +434,7 @@ def test_only_those_that_ask_for_it_have_a_process_of_their_own(tmp_path: Path) 
     isolated = partial(Isolated, modules="", folder=tmp_path, grace_seconds=1.0, start=tmp_path)
     kinds = load_handlers("isolated_kinds", isolated=isolated)
     assert {name for name, kind in kinds.items() if not kind.in_process} == {
-        name for name in kinds if name.startswith("isolated.")
+        name for name in kinds if name.startswith("test.isolated.")
     }
     assert kinds["test.isolated.crash"].max_attempts == 1
     assert all(kind.in_process for kind in load_handlers("isolated_kinds").values()), "but within that process"
