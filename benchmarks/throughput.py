@@ -116,8 +116,8 @@ def raw_create(folder: Path, seconds: float) -> float:
     db, made = connect(folder), 0
     first = db.execute("SELECT coalesce(max(seq), 0) FROM tasks").fetchone()[0]
     row = dict.fromkeys(COLUMNS) | {
-        "kind": "noop", "status": "waiting", "priority": 1, "rank": 1, "ready": 1, "paused": 0, "attempt": 0,
-        "max_attempts": 3, "interruptions": 0, "timeout_seconds": 3600.0, "on_server_exit": "survive",
+        "kind": "noop", "status": "waiting", "priority": 1, "rank": 1, "ready": 1, "paused": 0, "blocked": 0, "held": 0,
+        "attempt": 0, "max_attempts": 3, "interruptions": 0, "timeout_seconds": 3600.0, "on_server_exit": "survive",
         "delete_requested": 0, "version": 1, "payload": dumps(PAYLOAD),
     }  # fmt: skip
     began = time.perf_counter()
