@@ -322,6 +322,19 @@ async def test_one_that_cannot_be_stored_leaves_none_of_its_batch(store: Store, 
         await queries.get(root.task_id)
 
 
+async def test_of_a_pipeline_that_is_more_than_the_store_takes_nothing_is_stored(
+    database: Database, clock: Clock, queries: Queries
+) -> None:
+    small = Store(database, clock, most_live=3)
+    root = wish()
+    with pytest.raises(Conflict, match=r"4 tasks would wait or work; at most 3 may .*Nothing was stored"):
+        await small.add_all([root, *(wish(root.task_id) for _ in range(3))])
+    with pytest.raises(NotFound):
+        await queries.get(root.task_id)
+    assert len(await small.add_all([root, wish(root.task_id, key="a"), wish(root.task_id)])) == 3
+    assert (await small.add_all([wish(root.task_id, key="a")]))[0][1], "what is there already needs no room"
+
+
 async def test_a_repeated_batch_finds_its_tasks_and_hangs_new_ones_on_them(store: Store, queries: Queries) -> None:
     def batch(*, more: bool) -> list[Wish]:
         build = wish(key="build")

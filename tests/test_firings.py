@@ -481,6 +481,16 @@ async def test_a_full_store_leaves_firings_out_and_says_so(database: Database, q
     assert len(await world.times(task)) == 2
 
 
+async def test_of_many_missed_times_no_more_are_made_than_the_store_takes(
+    database: Database, queries: Queries, clock: Clock
+) -> None:
+    world = World(Store(database, clock, most_live=4), queries, clock, database)
+    task = await world.add(replace(HOURLY, overlap="queue", catch_up="all"))
+    await world.after(20 * HOUR)
+    assert len(await world.times(task)) == 3
+    assert "5 tasks would wait or work; at most 4 may" in (await world.told(task, "skipped"))[0]
+
+
 @pytest.mark.parametrize("when", ['"0 7 * * *","every_seconds":null', 'null,"every_seconds":60'], ids=["cron", "every"])
 async def test_a_schedule_that_cannot_be_reckoned_here_fails_and_no_server_with_it(when: str, world: World) -> None:
     task, healthy = await world.add(AT_SEVEN), await world.add(AT_SEVEN)

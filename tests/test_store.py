@@ -488,7 +488,7 @@ async def test_no_more_tasks_than_the_limit_may_wait_or_work(database: Database,
     store = Store(database, clock, most_live=3)
     me = await store.register("me", 1, "1", ["echo"])
     tasks = [await store.add(new()) for _ in range(3)]
-    with pytest.raises(Conflict, match=r"3 tasks wait or work already; at most 3 may \(TASKORCH_MAX_LIVE_TASKS\)"):
+    with pytest.raises(Conflict, match=r"4 tasks would wait or work; at most 3 may \(TASKORCH_MAX_LIVE_TASKS\)"):
         await store.add(new())
     assert await rows(database, "SELECT count(*) FROM tasks") == [(3,)]
     (working,) = await claim(store, me)

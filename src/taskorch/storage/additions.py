@@ -38,13 +38,8 @@ class Wish:
 
 
 def insert(tx: Transaction, new: Sequence[Row], most_live: int) -> list[Task]:
-    """Store new tasks that know nothing of others. Raises Conflict when too many wait or work already."""
-    live: int = tx.execute(LIVE).fetchone()[0]
-    if live + len(new) > most_live:
-        raise Conflict(
-            f"{live} tasks wait or work already; at most {most_live} may (TASKORCH_MAX_LIVE_TASKS). Nothing "
-            "was stored: wait until some have ended, or cancel_task those that are not needed."
-        )
+    """Store new tasks that know nothing of others. Raises Conflict when too many would wait or work."""
+    _refuse_crowd(tx, len(new), most_live)
     return insert_all(tx, new)
 
 
@@ -60,7 +55,8 @@ def add_all(
     made = {wish.task_id: row for wish, row in zip(wishes, rows, strict=True)}
     stored: dict[str, tuple[Task, bool]] = {}
     for wish in _in_order(wishes):
-        stored[wish.task_id] = _add(tx, _known(wish, stored), made[wish.task_id], most_live, now)
+        stored[wish.task_id] = _add(tx, _known(wish, stored), made[wish.task_id], now)
+    _refuse_crowd(tx, 0, most_live)
     return [stored[wish.task_id] for wish in wishes]
 
 
@@ -81,17 +77,34 @@ def _known(wish: Wish, stored: dict[str, tuple[Task, bool]]) -> Wish:
     return replace(wish, new=replace(wish.new, payload=payload), depends_on=depends_on)
 
 
-def _add(tx: Transaction, wish: Wish, row: Row, most_live: int, now: int) -> tuple[Task, bool]:
+def _add(tx: Transaction, wish: Wish, row: Row, now: int) -> tuple[Task, bool]:
     found = dependencies.parents(tx, wish.depends_on, wish.on_dependency_failure)
     blocked = not all(parent.ended for parent in found)
     if blocked is not row[0].blocked or wish.new.payload is not row[0].payload:
         row = wish.row(now, blocked)
 
     def store() -> Task:
-        [task] = insert(tx, [row], most_live)
+        [task] = insert_all(tx, [row])
         dependencies.link(tx, task, found, wish.on_dependency_failure)
         return task
 
     if wish.dedupe_key is None:
         return store(), False
     return dedupe.add_once(tx, wish.dedupe_key, row[0], store, now)
+
+
+def _refuse_crowd(tx: Transaction, more: int, most_live: int) -> None:
+    """Raise Conflict when with so many more tasks too many would wait or work."""
+    live: int = tx.execute(LIVE).fetchone()[0] + more
+    if live + len(tx.moved) <= most_live:
+        return  # whatever this transaction has done, which is not among the counts yet
+    live += sum(_is_live(after) - _is_live(before) for before, after in tx.moved)
+    if live > most_live:
+        raise Conflict(
+            f"{live} tasks would wait or work; at most {most_live} may (TASKORCH_MAX_LIVE_TASKS). Nothing "
+            "was stored: wait until some have ended, or cancel_task those that are not needed."
+        )
+
+
+def _is_live(task: Task | None) -> bool:
+    return task is not None and not task.ended

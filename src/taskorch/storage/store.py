@@ -102,7 +102,7 @@ class Store:
     # What clients do.
 
     async def add(self, new: NewTask) -> Task:
-        """Store a new task; on disk when this returns. Raises Conflict when too many wait or work already."""
+        """Store a new task; on disk when this returns. Raises Conflict when too many would wait or work."""
         row = additions.Wish(new).row(self.now(), blocked=False)
         return (await self._as_left([await self._database.write_together(self._insert, row)]))[0]
 
