@@ -349,6 +349,22 @@ async def test_a_repeated_batch_finds_its_tasks_and_hangs_new_ones_on_them(store
     assert {row["id"] for row in (await queries.history(hung)).depends_on} == {task.id for task, _ in first}
 
 
+async def test_a_batch_whose_reply_was_lost_is_found_though_its_first_task_has_failed_since(store: Store) -> None:
+    def batch() -> list[Wish]:
+        build = wish(key="build")
+        return [build, wish(build.task_id, key="test")]
+
+    first = [task for task, _ in await store.add_all(batch())]
+    await run(store, BROKEN, first[0])
+    again = await store.add_all(batch())
+    assert [(task.id, task.status, there) for task, there in again] == [
+        (first[0].id, "failed", True),
+        (first[1].id, "cancelled", True),
+    ]
+    with pytest.raises(Conflict, match="is failed already"):
+        await store.add_all([*batch(), wish(first[0], key="another")])
+
+
 async def test_what_was_missed_is_put_right(store: Store, queries: Queries, database: Database) -> None:
     """Nothing in this program misses it; another one that writes the file may."""
     first = await add(store)

@@ -78,19 +78,17 @@ def _known(wish: Wish, stored: dict[str, tuple[Task, bool]]) -> Wish:
 
 
 def _add(tx: Transaction, wish: Wish, row: Row, now: int) -> tuple[Task, bool]:
+    if wish.dedupe_key is not None and (holder := dedupe.holder(tx, wish.dedupe_key, wish.new, now)):
+        return holder, True  # whatever has become of what it depends on
     found = dependencies.parents(tx, wish.depends_on, wish.on_dependency_failure)
     blocked = not all(parent.ended for parent in found)
     if blocked is not row[0].blocked or wish.new.payload is not row[0].payload:
         row = wish.row(now, blocked)
-
-    def store() -> Task:
-        [task] = insert_all(tx, [row])
-        dependencies.link(tx, task, found, wish.on_dependency_failure)
-        return task
-
-    if wish.dedupe_key is None:
-        return store(), False
-    return dedupe.add_once(tx, wish.dedupe_key, row[0], store, now)
+    [task] = insert_all(tx, [row])
+    dependencies.link(tx, task, found, wish.on_dependency_failure)
+    if wish.dedupe_key is not None:
+        dedupe.hold(tx, wish.dedupe_key, task)
+    return task, False
 
 
 def _refuse_crowd(tx: Transaction, more: int, most_live: int) -> None:

@@ -1,12 +1,11 @@
 """Repeating a call safely: the same key and payload give the same task, until an hour after it has ended."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from taskorch.domain.errors import Conflict, shown
-from taskorch.domain.task import Schedule, Task
+from taskorch.domain.task import NewTask, Schedule, Task
 from taskorch.storage.database import Transaction
 from taskorch.storage.rows import SELECT, from_row
 
@@ -17,35 +16,40 @@ FREE = "DELETE FROM dedupe_keys WHERE key = ?"
 HOLD = "INSERT INTO dedupe_keys(key, task) VALUES (?, ?)"
 
 
-def add_once(tx: Transaction, key: str, task: Task, insert: Callable[[], Task], now: int) -> tuple[Task, bool]:
-    """The task that holds the key, and True; or the one that `insert` stores, which holds it from now on, and False.
+def holder(tx: Transaction, key: str, new: NewTask, now: int) -> Task | None:
+    """The task that holds the key; None: nobody does any more.
 
     Raises Conflict when the holder was created with another kind, payload or schedule.
     """
-    if row := tx.execute(HOLDER, (key,)).fetchone():
-        holder = from_row(row)
-        if holder.finished_at is None or now - holder.finished_at < KEPT_MS:
-            _refuse_other(holder, task, key)
-            return holder, True
-        tx.execute(FREE, (key,))
-    stored = insert()
-    tx.execute(HOLD, (key, stored.seq))
-    return stored, False
+    row = tx.execute(HOLDER, (key,)).fetchone()
+    if row is None:
+        return None
+    found = from_row(row)
+    if found.finished_at is None or now - found.finished_at < KEPT_MS:
+        _refuse_other(found, new, key)
+        return found
+    tx.execute(FREE, (key,))
+    return None
 
 
-def _refuse_other(holder: Task, task: Task, key: str) -> None:
-    other_work = holder.kind != task.kind or _canonical(holder.payload) != _canonical(task.payload)
-    if other_work or _times(holder) != _times(task):
+def hold(tx: Transaction, key: str, task: Task) -> None:
+    """Let a stored task hold a key that is free."""
+    tx.execute(HOLD, (key, task.seq))
+
+
+def _refuse_other(found: Task, new: NewTask, key: str) -> None:
+    other_work = found.kind != new.kind or _canonical(found.payload) != _canonical(new.payload)
+    if other_work or _times(found.schedule) != _times(new.schedule):
         what = "kind or payload" if other_work else "schedule, or none"
         raise Conflict(
-            f"dedupe_key {shown(key)} belongs to {holder.label} ({holder.status}), which has another {what}. "
-            f"Nothing was stored. Use another key for other work, or see that task: get_task(task_id={holder.id!r})."
+            f"dedupe_key {shown(key)} belongs to {found.label} ({found.status}), which has another {what}. "
+            f"Nothing was stored. Use another key for other work, or see that task: get_task(task_id={found.id!r})."
         )
 
 
-def _times(task: Task) -> Schedule | None:
-    """Its schedule, whenever it was created."""
-    return task.schedule and replace(task.schedule, start=None)
+def _times(schedule: Schedule | None) -> Schedule | None:
+    """A schedule, whenever it was created."""
+    return schedule and replace(schedule, start=None)
 
 
 def _canonical(payload: Any) -> str:
