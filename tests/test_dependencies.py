@@ -285,6 +285,33 @@ async def test_what_others_need_is_not_deleted(store: Store, queries: Queries, c
     assert (await queries.history(then)).depends_on == []
 
 
+@pytest.mark.parametrize(
+    ("on_failure", "outcome", "status", "ready"),
+    [
+        ("cancel", BROKEN, "cancelled", False),
+        ("fail", BROKEN, "failed", False),
+        ("run", BROKEN, "waiting", True),
+        ("cancel", DONE, "waiting", True),
+    ],
+)
+async def test_what_is_retried_while_what_it_needs_is_being_deleted_waits_for_no_ghost(
+    store: Store, queries: Queries, on_failure: OnDependencyFailure, outcome: Outcome, status: str, ready: bool
+) -> None:
+    first = await add(store, name="build")
+    then = await add(store, first, on_failure=on_failure)
+    await store.cancel(then.id, "", "me")
+    [working] = await store.claim(ME, {"echo": 0}, 1)
+    await store.delete(first.id, True, "me")
+    assert (await store.retry(then.id, None, "me")).blocked
+    await store.settle(working, outcome)
+    with pytest.raises(NotFound, match="deleted by me"):
+        await queries.resolve(first.id)
+    after = await queries.get(then.id)
+    assert (after.status, after.ready, after.blocked) == (Status(status), ready, False)
+    why = f"{first.id} 'build' was cancelled (user)" if after.ended else None
+    assert (after.error and after.error.message) == why
+
+
 async def test_output_that_others_need_is_not_removed_for_space(store: Store) -> None:
     first = await add(store)
     await add(store, first)

@@ -5,7 +5,7 @@ from typing import Any
 
 from taskorch.domain import rules
 from taskorch.domain.task import Completed, Failed, Outcome, Reason, Status, Task
-from taskorch.storage import bulk, removed
+from taskorch.storage import bulk, dependencies, removed
 from taskorch.storage.database import Transaction
 from taskorch.storage.rows import FENCE, changed, delete, dumps, fence, held, save
 
@@ -78,8 +78,10 @@ def _settle(tx: Transaction, task: Task, outcome: Outcome, started_at: int | Non
     after = rules.settle(before, outcome, now, started_at)
     if after.delete_requested:
         (by,) = tx.execute(WHO, (before.seq,)).fetchone()  # before it goes, its events with it
-        if not delete(tx, before):
-            return None
+        save(tx, before, after)
+        tx.changed.pop()  # nobody will find it so
+        dependencies.follow(tx, now)  # what was retried meanwhile may wait for it again
+        delete(tx, after)
         removed.note(tx, before, by, now)
         return after
     return save(tx, before, after)
