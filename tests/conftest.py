@@ -6,6 +6,7 @@ import pytest
 from clients import ERAS, connected, settings
 from fakes import Clock
 from mcp import Client
+from pools import Gate, Pool, Told, log_lines
 from servers import Place
 
 from taskorch.app import App, running
@@ -47,6 +48,24 @@ def store(database: Database, clock: Clock) -> Store:
 @pytest.fixture
 def queries(database: Database) -> Queries:
     return Queries(database)
+
+
+@pytest.fixture
+def pool(store: Store, queries: Queries, clock: Clock, tmp_path: Path) -> Pool:
+    """The store, for workers of this process."""
+    return Pool(store, queries, clock, tmp_path)
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    """What is logged while the test runs."""
+    with log_lines() as told:
+        yield told
 
 
 @pytest.fixture

@@ -9,13 +9,11 @@ from typing import Any
 
 import anyio
 import pytest
-from fakes import Clock
 from pools import Payload, Pool
 
 from taskorch.domain.task import NewTask, Status
 from taskorch.storage import store as store_module
 from taskorch.storage.database import open_database
-from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store
 from taskorch.work.bell import Bell
 
@@ -24,11 +22,6 @@ from taskorch.work.bell import Bell
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks by itself: only a bell brings news."""
     monkeypatch.setattr(store_module, "FOLLOW_SECONDS", 3600.0)
-
-
-@pytest.fixture
-def pool(store: Store, queries: Queries, clock: Clock, tmp_path: Path) -> Pool:
-    return Pool(store, queries, clock, tmp_path)
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 import pytest
+from clients import until
 from fakes import Clock
 from pools import Payload, Pool, ok, other_process
 
@@ -116,13 +117,6 @@ def processes(marker: bytes) -> list[str]:
             if marker in (folder / "environ").read_bytes().split(b"\0"):
                 found.append((folder / "comm").read_text().strip())
     return found
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Processes set no events: look again and again."""
-    with anyio.fail_after(5):
-        while not condition():  # noqa: ASYNC110  (no event of ours tells of other processes)
-            await anyio.sleep(0.005)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from fakes import Clock
 from pools import Gate, Payload, Pool, ok
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
@@ -24,23 +23,11 @@ from typing_extensions import TypedDict
 from taskorch.domain.errors import InvalidInput, NonRetryable, RetryAfter
 from taskorch.domain.readiness import phase
 from taskorch.domain.task import BLANK, Completed, Failed, Phase, Reason, Status, with_values
-from taskorch.storage.queries import Queries
-from taskorch.storage.store import Store
 from taskorch.work import handlers
 from taskorch.work.attempt import Attempt
 from taskorch.work.handlers import Context, Handler, handler, load_handlers
 
 AttemptOf = Callable[[Payload], Attempt]
-
-
-@pytest.fixture
-def pool(store: Store, queries: Queries, clock: Clock, tmp_path: Path) -> Pool:
-    return Pool(store, queries, clock, tmp_path)
-
-
-@pytest.fixture
-def gate() -> Gate:
-    return Gate()
 
 
 @pytest.fixture

@@ -396,11 +396,6 @@ async def test_every_key_is_looked_after_however_many_there_are(
 # A pool.
 
 
-@pytest.fixture
-def pool(store: Store, queries: Queries, clock: Clock, tmp_path: Path) -> Pool:
-    return Pool(store, queries, clock, tmp_path)
-
-
 async def test_a_pool_runs_those_of_one_key_one_after_the_other(pool: Pool) -> None:
     now, most = 0, 0
 

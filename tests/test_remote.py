@@ -6,24 +6,16 @@ from typing import Any
 
 import anyio
 import pytest
-from fakes import Clock
 from pools import Pool
 from remotes import TOKEN, Peer, add, called, calling, lives
 
 from taskorch.domain.errors import InvalidInput
 from taskorch.domain.task import Error, Progress, Reason, Status, Task
-from taskorch.storage.queries import Queries
-from taskorch.storage.store import Store
 from taskorch.work.connections import Connections
 from taskorch.work.mcp_servers import Stdio
 from taskorch.work.policy import NotAllowed
 from taskorch.work.remote import RemoteTool
 from taskorch.work.remote_answer import Answer, error_of, value_of
-
-
-@pytest.fixture
-def pool(store: Store, queries: Queries, clock: Clock, tmp_path: Path) -> Pool:
-    return Pool(store, queries, clock, tmp_path)
 
 
 @pytest.fixture

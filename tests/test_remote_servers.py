@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import anyio
 import anyio.to_thread
 import pytest
-from fakes import Clock
 from pools import Pool
 from remotes import TOKEN, Peer, called, calling, lives
 from servers import IN_TIME, LEGACY, Place, Server, wait_for
@@ -23,14 +22,7 @@ from test_conformance import served
 
 import taskorch
 from taskorch.domain.task import Reason, Status, Task
-from taskorch.storage.queries import Queries
-from taskorch.storage.store import Store
 from taskorch.work.mcp_servers import Http
-
-
-@pytest.fixture
-def pool(store: Store, queries: Queries, clock: Clock, tmp_path: Path) -> Pool:
-    return Pool(store, queries, clock, tmp_path)
 
 
 @pytest.fixture

@@ -11,16 +11,13 @@ from pathlib import Path
 
 import anyio
 import pytest
-from fakes import Clock
-from pools import Gate, Pool, Told, log_lines, ok
+from pools import Gate, Pool, Told, ok
 from servers import Place, wait_for
 
 from taskorch.domain.errors import StoreError
 from taskorch.domain.task import Status
 from taskorch.storage import busy
 from taskorch.storage.database import Database, open_database
-from taskorch.storage.queries import Queries
-from taskorch.storage.store import Store
 from taskorch.work import settler, worker
 from taskorch.work.handlers import Context
 
@@ -74,17 +71,6 @@ def stopped_holder(path: Path) -> Iterator[Holder]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "taskorch.db"
-
-
-@pytest.fixture
-def pool(store: Store, queries: Queries, clock: Clock, tmp_path: Path) -> Pool:
-    return Pool(store, queries, clock, tmp_path)
-
-
-@pytest.fixture
-def told() -> Iterator[Told]:
-    with log_lines() as told:
-        yield told
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from fakes import Clock
-from pools import Gate, Loose, Payload, Pool, Told, log_lines, ok, other_process
+from pools import Gate, Loose, Payload, Pool, Told, ok, other_process
 
 from taskorch.domain.task import Completed, Outcome, Reason, Status, Task
 from taskorch.storage.database import Database
@@ -114,12 +114,6 @@ def pool(database: Database, queries: Queries, tmp_path: Path) -> Pool:
     """Its clock starts at the real time, as other processes have no other."""
     clock = Clock(now_ms())
     return Pool(Store(database, clock), queries, clock, tmp_path)
-
-
-@pytest.fixture
-def told() -> Iterator[Told]:
-    with log_lines() as told:
-        yield told
 
 
 @contextmanager

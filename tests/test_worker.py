@@ -1,7 +1,7 @@
 """The pool with a real store: what is claimed and when, how attempts end, and what stopping leaves behind."""
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 from fakes import Clock
-from pools import Gate, Loose, Payload, Pool, Told, broken, log_lines, ok, other_process, write_lock
+from pools import Gate, Loose, Payload, Pool, Told, broken, ok, other_process, write_lock
 
 from taskorch.domain import rules
 from taskorch.domain.errors import NonRetryable
@@ -24,23 +24,6 @@ from taskorch.work.attempt import Attempt, Ending, Remains
 from taskorch.work.handlers import Context
 from taskorch.work.pace import AHEAD_MOST
 from taskorch.work.peers import Peers
-
-
-@pytest.fixture
-def pool(store: Store, queries: Queries, clock: Clock, tmp_path: Path) -> Pool:
-    return Pool(store, queries, clock, tmp_path)
-
-
-@pytest.fixture
-def gate() -> Gate:
-    return Gate()
-
-
-@pytest.fixture
-def told() -> Iterator[Told]:
-    with log_lines() as told:
-        yield told
-
 
 # What runs, and when.
 
