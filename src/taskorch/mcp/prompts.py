@@ -70,7 +70,7 @@ PROMPTS: Mapping[str, Prompt] = {
     "schedule": Prompt(
         briefs.schedule,
         "Schedule",
-        "Have a background task start later.",
+        "Have a background task start later, or again and again.",
         (
             Argument("what", "what is to be done"),
             Argument("when", "10min, 2h, tomorrow, 2026-11-24T18:00Z, ...", suggest_times, most=100),

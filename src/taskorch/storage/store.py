@@ -1,4 +1,4 @@
-"""The truth about tasks. One method is one transaction: it loads, asks `task.py`, saves. It never decides.
+"""The truth about tasks. One method is one transaction: it loads, asks `rules.py`, saves. It never decides.
 
 Each change is told to the listeners after its commit, with the rows as they are now.
 """
