@@ -46,9 +46,10 @@ async def create_task(service: Service, call: Call, a: args.CreateTask) -> Reply
     _check_wait(service, "wait_seconds", a.wait_seconds)
     view = await service.view()  # what may fail comes before the task is stored
     full = await service.queries.limit(a.concurrency_key) if a.concurrency_key else None
-    depends_on = await links.found(service, links.named(a))
+    names = links.named(a)
+    depends_on = await links.found(service, names)
     ids = {name: parent.id for name, parent in depends_on.items()}
-    task, there = await _store(service, links.wish(a, new_task(service, a), ids))
+    task, there = await _store(service, links.wish(a, new_task(service, a), names, ids))
     before, marks = ("Already created: ", {"deduplicated": True}) if there else ("Created ", {})
     if a.wait_seconds == 0:
         return task_reply(task, replace(view, waits=links.waits(task, [*depends_on.values()], full)), before, marks)

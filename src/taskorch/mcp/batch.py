@@ -8,13 +8,15 @@ import anyio.to_thread
 from pydantic import Field
 
 from taskorch.domain.errors import InvalidInput, shown
-from taskorch.domain.task import NewTask
+from taskorch.domain.task import NewTask, Task
 from taskorch.mcp import arguments as args
 from taskorch.mcp import links
 from taskorch.mcp.actions import Call, new_task
 from taskorch.mcp.aliases import understood
-from taskorch.mcp.replies import Reply, row_facts, row_line
+from taskorch.mcp.replies import Reply, View, row_facts, row_line
 from taskorch.mcp.service import Service
+from taskorch.mcp.wording import Facts
+from taskorch.storage.additions import Wish
 from taskorch.storage.ids import new_id
 from taskorch.storage.rows import dumps
 
@@ -36,23 +38,31 @@ Wanted = tuple[BatchWish, NewTask]
 async def create_tasks(service: Service, call: Call, a: args.CreateTasks) -> Reply:
     view = await service.view()  # what may fail comes before the tasks are stored
     wanted = await anyio.to_thread.run_sync(_wanted, service, a.tasks)
+    return _reply(await service.store.add_all(await _wishes(service, wanted)), view)
+
+
+async def _wishes(service: Service, wanted: Sequence[Wanted]) -> list[Wish]:
+    """The tasks to be stored, with ids in the place of refs and names. Raises InvalidInput."""
     refs = _refs([wish for wish, _ in wanted])
     names = [links.named(wish) for wish, _ in wanted]
     _check_order([wish for wish, _ in wanted], names, refs)
-    stored_names = list(dict.fromkeys(name for some in names for name in some if name not in refs))
-    ids = {name: task.id for name, task in (await links.found(service, stored_names)).items()} | refs
-    wishes = [links.wish(wish, new, ids, wish.ref and refs[wish.ref]) for wish, new in wanted]
-    stored = await service.store.add_all(wishes)
-    there = sum(was_there for _, was_there in stored)
+    others = list(dict.fromkeys(name for some in names for name in some if name not in refs))
+    ids = {name: task.id for name, task in (await links.found(service, others)).items()} | refs
+    return [
+        links.wish(wish, new, some, ids, wish.ref and refs[wish.ref])
+        for (wish, new), some in zip(wanted, names, strict=True)
+    ]
+
+
+def _reply(stored: Sequence[tuple[Task, bool]], view: View) -> Reply:
+    ids = [task.id for task, _ in stored]
     rows = [row_facts(task, view) for task, _ in stored[:SHOWN]]
-    made = [task.id for task, _ in stored]
-    following = f"Next: wait_for_tasks(task_ids=[…], timeout_seconds={view.wait_cap_seconds:g}), 100 ids at most."
-    facts: dict[str, Any] = {"count": len(made), "ids": made, "tasks": rows} | (
-        {"deduplicated": there} if there else {}
-    )
+    there = sum(was_there for _, was_there in stored)
+    facts: Facts = {"count": len(ids), "ids": ids, "tasks": rows} | ({"deduplicated": there} if there else {})
     already = f", {there} of them already there" if there else ""
-    more = [f"and: {' '.join(made[SHOWN:])}"] if len(made) > SHOWN else []
-    return Reply("\n".join([f"{len(made)} tasks{already}:", *map(row_line, rows), *more, following]), facts)
+    more = [f"and: {' '.join(ids[SHOWN:])}"] if len(ids) > SHOWN else []
+    following = f"Next: wait_for_tasks(task_ids=[…], timeout_seconds={view.wait_cap_seconds:g}), 100 ids at most."
+    return Reply("\n".join([f"{len(ids)} tasks{already}:", *map(row_line, rows), *more, following]), facts)
 
 
 def _wanted(service: Service, tasks: list[dict[str, Any]]) -> list[Wanted]:

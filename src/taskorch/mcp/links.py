@@ -37,16 +37,12 @@ async def found(service: Service, names: Sequence[str]) -> dict[str, Task]:
     return tasks
 
 
-def wish(a: TaskWish, new: NewTask, ids: Mapping[str, str], task_id: str | None = None) -> Wish:
-    """The task to be stored, with ids in the place of the names that it was given. `ids`: by those names."""
-    payload = references.renamed(new.payload, ids) if references.find(new.payload) else new.payload
-    return Wish(
-        replace(new, payload=payload),
-        a.dedupe_key,
-        tuple(dict.fromkeys(ids[name] for name in named(a))),
-        a.on_dependency_failure,
-        task_id or new_id(),
-    )
+def wish(a: TaskWish, new: NewTask, names: Sequence[str], ids: Mapping[str, str], task_id: str | None = None) -> Wish:
+    """The task to be stored, with `ids` in the place of the `names` that it was given."""
+    if names:
+        new = replace(new, payload=references.renamed(new.payload, ids))
+    depends_on = tuple(dict.fromkeys(ids[name] for name in names))
+    return Wish(new, a.dedupe_key, depends_on, a.on_dependency_failure, task_id or new_id())
 
 
 def waits(task: Task, depends_on: Sequence[Task], full: Full | None) -> dict[str, Waits | Full]:
