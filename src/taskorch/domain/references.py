@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import jmespath
-from jmespath.exceptions import JMESPathError
-
+from taskorch.domain import paths
 from taskorch.domain.errors import InvalidInput, cut, shown
 
 KEY = "$result"
@@ -43,8 +41,8 @@ def part(document: Any, reference: Reference) -> Any:
         return document
     where = f"path {shown(reference.path)} of the result of {reference.task}"
     try:
-        found = jmespath.search(reference.path, document)
-    except JMESPathError as error:
+        found = paths.search(reference.path, document)
+    except ValueError as error:
         raise InvalidInput(f"{where} does not fit it: {error}") from None
     if found is None:
         names = cut(", ".join(cast(dict[str, Any], document))) if isinstance(document, dict) else ""
@@ -80,14 +78,5 @@ def _read(value: dict[str, Any]) -> Reference:
     if others := sorted(value.keys() - {KEY, "path"}):
         raise InvalidInput(f"{shown(others[0])} cannot stand beside {KEY}; {example}.")
     if path is not None:
-        _check_path(path)
+        paths.check(path)
     return Reference(task, path)
-
-
-def _check_path(path: Any) -> None:
-    try:
-        jmespath.compile(path)
-    except (JMESPathError, TypeError, AttributeError):
-        raise InvalidInput(
-            f"path {shown(path)} is no JMESPath; write it like 'output', 'items[0].url' or 'json.version'."
-        ) from None
