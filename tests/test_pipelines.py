@@ -103,6 +103,10 @@ WRONG: list[tuple[list[Facts], list[str]]] = [
         [LATER | {"on_dependency_failure": "skip"}],
         ["tasks[0]: on_dependency_failure 'skip'", "or 'run'"],
     ),
+    (
+        [{"ref": "s", "schedule": {"cron": "@daily"}, "kind": "echo"}, LATER | {"payload": {"x": {"$result": "s"}}}],
+        ["tasks[1]: depends_on 's' is a schedule, which has no end", "create_tasks again"],
+    ),
     ([LATER | {"payload": {"x": {"$result": "a", "path": "a..b"}}}], ["path 'a..b' is no JMESPath"]),
 ]
 
@@ -210,6 +214,24 @@ async def test_a_result_that_is_not_there_fails_the_task_at_once(client: Client,
     task = (await full(client, made.facts["id"])).facts
     assert (task["status"], task["attempt"], task["error"]["reason"]) == ("failed", 1, "invalid_payload")
     assert said.format(one=one) in task["error"]["message"]
+
+
+async def test_a_result_may_be_all_of_a_payload_if_it_is_an_object(client: Client) -> None:
+    one, two = await create(
+        client,
+        {"kind": "test.value", "payload": {"value": {"value": 3}}},
+        {"kind": "test.value", "payload": {"value": "text"}},
+    )
+    made = await call(client, "create_task", kind="test.value", payload={"$result": one}, wait_seconds=10)
+    assert made.facts["result"] == 3
+    made = await call(client, "create_task", kind="echo", payload={"$result": two}, wait_seconds=10)
+    error = (await full(client, made.facts["id"])).facts["error"]
+    assert error == {
+        "reason": "invalid_payload",
+        "message": "The payload must be an object, which the result 'text' is not.",
+    }
+    text = await refused(client, "create_task", payload={"$result": one})
+    assert "The payload of a command is no result: $result stands within argv" in text
 
 
 async def test_a_result_that_is_too_large_is_not_handed_on(client: Client) -> None:

@@ -102,7 +102,13 @@ def _refs(wishes: Sequence[BatchWish]) -> dict[str, str]:
 
 
 def _check_order(wishes: Sequence[BatchWish], names: Sequence[list[str]], refs: Mapping[str, str]) -> None:
-    """Raise InvalidInput when tasks would wait for each other in a circle, which it shows."""
+    """Raise InvalidInput when tasks would wait for a schedule, or for each other in a circle, which it shows."""
+    endless = {wish.ref for wish in wishes if wish.schedule is not None}
+    for index, some in enumerate(names):
+        if found := [name for name in some if name in endless]:
+            raise InvalidInput(
+                f"tasks[{index}]: depends_on {shown(found[0])} is a schedule, which has no end. Leave it out."
+            )
     if (links_wanted := sum(map(len, names))) > LINKS:
         raise InvalidInput(f"The tasks name {links_wanted} tasks in depends_on; at most {LINKS} may be in one call.")
     graph = {wish.ref: [n for n in some if n in refs] for wish, some in zip(wishes, names, strict=True) if wish.ref}

@@ -103,6 +103,10 @@ class Command:
         if not references.find(payload):
             self._wanted(payload)
             return
+        if references.KEY in payload:
+            raise InvalidInput(
+                f"The payload of a command is no result: {references.KEY} stands within argv, env or stdin."
+            )
         argv, cwd = payload.get("argv"), payload.get("cwd")
         filled = references.filled(payload, lambda _: STAND_IN)
         parsed = _parsed(filled if isinstance(argv, list) else filled | {"argv": [STAND_IN]})

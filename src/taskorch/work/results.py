@@ -3,12 +3,12 @@
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio.to_thread
 
 from taskorch.domain import references
-from taskorch.domain.errors import InvalidInput
+from taskorch.domain.errors import InvalidInput, shown
 from taskorch.domain.references import FILLED_BYTES, Reference
 from taskorch.domain.task import COMMAND, Failed, Outcome, Reason, Status, Task, with_values
 from taskorch.storage.rows import dumps
@@ -46,13 +46,15 @@ class Results:
             found = self._value(reference, tasks.get(reference.task))
             return found if isinstance(found, str) or task.kind != COMMAND else dumps(found)  # programs take texts
 
-        payload = references.filled(task.payload, value)
+        payload: Any = references.filled(task.payload, value)
+        if not isinstance(payload, dict):  # it is a result itself
+            raise InvalidInput(f"The payload must be an object, which the result {shown(payload)} is not.")
         if (size := len(dumps(payload).encode("utf-8", "replace"))) > FILLED_BYTES:
             raise InvalidInput(
                 f"The payload has {size} bytes with the results that it takes; at most {FILLED_BYTES} are allowed. "
                 "Take a part of them by path, or hand on a file."
             )
-        return payload
+        return cast(dict[str, Any], payload)
 
     def _value(self, reference: Reference, task: Task | None) -> Any:
         if task is None:
