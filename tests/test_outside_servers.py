@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,11 @@ def test_what_a_silent_worker_had_another_gets_and_the_late_one_is_refused(place
     first.create("outside", n=1)
     task = first.call("claim_task", worker="ann", claim_seconds=10)
     first.kill()
+    with contextlib.closing(sqlite3.connect(place.state / "taskorch.db", isolation_level=None)) as connection:
+        soon = round(time.time() * 1000) + 300  # of the ten seconds most are over
+        connection.execute("UPDATE tasks SET claim_expires_at = ?", (soon,))
     wait_for(lambda: plain.get(task["id"])["status"] == "waiting")
+    assert time.time() * 1000 >= soon
     error = plain.get(task["id"])["error"]
     assert error == {"reason": "worker_lost", "message": "its outside worker ann fell silent for 10 s"}
     second = place.start(MODERN, **WORKER)

@@ -5,12 +5,13 @@ A bigger run, and another one: `SCHEDULES_EXPRESSIONS=100 SCHEDULES_SEED=8 pytes
 
 import os
 import random
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
-from itertools import islice, pairwise, takewhile
+from itertools import islice, pairwise, product, takewhile
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -69,29 +70,46 @@ class Expression:
         return not minute.startswith("*") and not hour.startswith("*")
 
 
+@dataclass(frozen=True)
+class Year:
+    """What clocks show in each minute of the year: the moments by that time of day, the time, whether it came before.
+
+    `gaps`: the moment after each, and the times that clocks skip.
+    """
+
+    shown: dict[tuple[int, int], list[tuple[int, datetime, bool]]]
+    gaps: list[tuple[int, list[datetime]]]
+
+
 @lru_cache(maxsize=1)
-def walk(zone: str) -> list[tuple[int, datetime]]:
-    """Each minute of the year: the moment, and what clocks in that zone show."""
-    place = ZoneInfo(zone)
+def walk(zone: str) -> Year:
+    """Minute by minute."""
+    place, year = ZoneInfo(zone), Year(defaultdict(list), [])
     moments = range(FIRST - MINUTE, LAST + MINUTE, MINUTE)
-    return [(at, datetime.fromtimestamp(at // 1000, place).replace(tzinfo=None)) for at in moments]
+    walked = [(at, datetime.fromtimestamp(at // 1000, place).replace(tzinfo=None)) for at in moments]
+    latest = datetime.min  # the latest time that clocks have shown
+    for (_, before), (at, local) in pairwise(walked):
+        year.shown[local.hour, local.minute].append((at, local, local <= latest))
+        latest = max(latest, local)
+        if local - before > timedelta(minutes=1):
+            minutes = range(1, (local - before) // timedelta(minutes=1))
+            year.gaps.append((at, [before + timedelta(minutes=n) for n in minutes]))
+    return year
 
 
 def oracle(expression: Expression, zone: str) -> list[int]:
     """When it fires in that year, by the documented rule for times that are skipped or come twice."""
-    fires: list[int] = []
-    latest = datetime.min  # the latest time that clocks have shown
+    year = walk(zone)
     on = cache(lambda year, month, day: expression.on(datetime(year, month, day)))
-    for (_, before), (at, local) in pairwise(walk(zone)):
-        again = local <= latest
-        latest = max(latest, local)
-        here = local.minute in expression.minutes and local.hour in expression.hours
-        if here and on(local.year, local.month, local.day) and not (again and expression.once):
-            fires.append(at)
-        elif expression.once and local - before > timedelta(minutes=1):
-            skipped = (before + timedelta(minutes=n) for n in range(1, (local - before) // timedelta(minutes=1)))
-            fires += [at] if any(map(expression.matches, skipped)) else []
-    return fires
+    found = {
+        at
+        for time in product(expression.hours, expression.minutes)
+        for at, local, again in year.shown[time]
+        if on(local.year, local.month, local.day) and not (again and expression.once)
+    }
+    if expression.once:
+        found |= {at for at, skipped in year.gaps if any(map(expression.matches, skipped))}
+    return sorted(found)
 
 
 # Expressions.

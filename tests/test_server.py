@@ -310,10 +310,15 @@ async def test_all_servers_on_the_store_are_counted(client: Client, tmp_path: Pa
     assert len((await stats(client))["workers"]["servers"]) == 1
 
 
-async def test_a_store_that_cannot_be_written_is_called_degraded(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To be named before the server: what it writes when it starts gives up sooner, too."""
     monkeypatch.setattr(busy, "BUSY_SECONDS", 0.2)
+
+
+async def test_a_store_that_cannot_be_written_is_called_degraded(
+    impatient: None, client: Client, tmp_path: Path
+) -> None:
     other = sqlite3.connect(tmp_path / "state" / "taskorch.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
 
