@@ -16,6 +16,7 @@ from taskorch.storage import schema
 
 ROOT = Path(__file__).parents[1]
 TASK = "t0000000000000001"
+KILLS = 100  # docs/reliability.md has the long runs
 SERVER = 7  # a server's pid
 ROW = Row(TASK, "work", "completed", 1, 3, 0, None, {"by": f"{TASK}/1"}, None)
 GOOD = (
@@ -276,13 +277,13 @@ def proof(*arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
 
 
-def test_200_kills_of_4_servers_break_nothing(tmp_path: Path) -> None:
-    run = proof("kills", "--kills", "200", "--servers", "4", "--folder", str(tmp_path), seconds=120)
+def test_kills_of_4_servers_break_nothing(tmp_path: Path) -> None:
+    run = proof("kills", "--kills", str(KILLS), "--servers", "4", "--folder", str(tmp_path), seconds=60 + KILLS)
     assert run.returncode == 0, run.stdout + run.stderr
     seen = record.read(tmp_path)
     words = {line.word for line in seen.lines}
     assert {"kill", "point", "resume", "adopt", "refused", "settled"} <= words, "it hardly proved anything"
-    assert len([line for line in seen.of("dead") if line.detail == "9"]) >= 200
+    assert len([line for line in seen.of("dead") if line.detail == "9"]) >= KILLS
 
 
 BUGS = ("unbounded-retries", "claim-race", "unfenced-by-id", "order-ignored", "limit-ignored", "limit-counted-before")
