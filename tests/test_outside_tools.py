@@ -315,6 +315,16 @@ async def test_a_worker_gets_the_results_that_its_payload_takes(client: Client, 
     assert output.facts["text"] == "from outside\n"
 
 
+async def test_a_claim_is_not_lost_on_a_result_that_no_text_may_hold(client: Client) -> None:
+    program = {"argv": ["echo", r'{"half": "\ud800"}']}
+    first = (await call(client, "create_task", payload=program, wait_seconds=10)).facts
+    broken = await create(client, payload={"part": {"$result": first["id"], "path": "json.half"}})
+    await nothing(client)
+    facts = (await call(client, "get_task", task_id=broken["id"], detail="full")).facts
+    assert (facts["status"], facts["error"]["reason"]) == ("failed", "invalid_payload")
+    assert r"has the character '\ud800', which no text may hold" in facts["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("path", "said"), [("nothing", "finds nothing"), ("large", f"at most {PAYLOAD_BYTES} are allowed")]
 )

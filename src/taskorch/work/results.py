@@ -49,7 +49,12 @@ class Results:
         payload: Any = references.filled(task.payload, value)
         if not isinstance(payload, dict):  # it is a result itself
             raise InvalidInput(f"The payload must be an object, which the result {shown(payload)} is not.")
-        if (size := len(dumps(payload).encode("utf-8", "replace"))) > FILLED_BYTES:
+        try:
+            size = len(dumps(payload).encode())
+        except UnicodeEncodeError as error:  # JSON can write what no text may hold
+            what = f"the character {error.object[error.start]!a}, which no text may hold"
+            raise InvalidInput(f"The payload has {what}, in a result that it takes.") from None
+        if size > FILLED_BYTES:
             raise InvalidInput(
                 f"The payload has {size} bytes with the results that it takes; at most {FILLED_BYTES} are allowed. "
                 "Take a part of them by path, or hand on a file."
