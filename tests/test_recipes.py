@@ -445,6 +445,23 @@ async def test_what_a_recipe_wrote_is_handed_on_and_checked_in_the_slot(tmp_path
         assert done.facts["error"]["reason"] == Reason.INVALID_PAYLOAD
 
 
+async def test_what_is_known_of_slots_is_checked_before_results_come(tmp_path: Path) -> None:
+    slots = {"a": TEXT, "n": {"type": "integer", "maximum": 9, "optional": True}, "cwd": {"type": "path"}}
+    async with serving(tmp_path, r=tells("{a}", "{n}", slots=slots, cwd="{cwd}")) as client:
+        later = {"$result": (await call(client, "create_task", kind="echo", delay_seconds=600)).facts["id"]}
+        good = {"a": later, "n": 3, "cwd": str(tmp_path)}
+        for wrong, said in (
+            ({"b": 1}, "Unknown argument 'payload.b'"),
+            ({"n": 10}, "payload.n 10 is not allowed; it must be at most 9"),
+            ({"cwd": None}, "payload.cwd is required"),
+            ({"cwd": "/no/such/folder"}, "payload.cwd '/no/such/folder' is not a folder"),
+        ):
+            assert said in await refused(client, "create_task", kind="recipe:r", payload=good | wrong)
+        for payload in (good, {"a": "x", "n": later, "cwd": later}, {"a": [later], "cwd": later}, later):
+            made = await call(client, "create_task", kind="recipe:r", payload=payload)
+            assert made.facts["phase"] == "blocked"
+
+
 @asynccontextmanager
 async def at_work(folder: Path, script: str, **more: Any) -> AsyncIterator[tuple[App, Client, str]]:
     """A recipe's task that has begun."""

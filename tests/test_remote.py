@@ -145,6 +145,11 @@ async def test_an_unknown_server_is_refused_when_the_task_is_created(pool: Pool,
         kind.check({"server": "files", "tool": "read", "args": {}})
     with pytest.raises(InvalidInput, match=r"payload\.arguments .* must be an object"):
         kind.check({"server": "files", "tool": "read", "arguments": "path"})
+    later = {"$result": "t0123456789abcdef"}
+    with pytest.raises(InvalidInput, match=r"server 'none' is not known here"):
+        kind.check({"server": "none", "tool": "read", "arguments": {"path": later}})
+    for arguments in (later, {"path": later}):
+        kind.check({"server": "files", "tool": "read", "arguments": arguments})
 
 
 def test_a_tool_that_the_entry_does_not_allow_is_refused(peer: Peer) -> None:

@@ -32,7 +32,10 @@ class Kind(Protocol):
         ...
 
     def check(self, payload: Mapping[str, Any]) -> None:
-        """Raise InvalidInput when the kind could not run that payload."""
+        """Raise InvalidInput when the kind could not run that payload.
+
+        Of one that takes results of other tasks that is asked of what is known of it already.
+        """
         ...
 
     def shown(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:

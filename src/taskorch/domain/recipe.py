@@ -5,7 +5,7 @@ text, and what a value holds is never read as a slot. Whether the program and th
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, cast
 
@@ -88,11 +88,15 @@ class Recipe(Table):
         """The slots whose values replies do not show: they become values of variables."""
         return frozenset(filter(None, map(hole, self.env.values())))
 
-    def values(self, payload: Mapping[str, Any]) -> dict[str, str]:
-        """The texts of the slots that have a value, null being none. Raises InvalidInput."""
+    def values(self, payload: Mapping[str, Any], later: Collection[str] = ()) -> dict[str, str]:
+        """The texts of the slots that have a value, null being none, but for slots whose value comes `later`.
+
+        Raises InvalidInput.
+        """
         given = {name: value for name, value in payload.items() if value is not None}
+        model = self._model(later) if later else self._payload
         try:
-            parsed = self._payload.model_validate(given).model_dump(by_alias=True)
+            parsed = model.model_validate(given).model_dump(by_alias=True, exclude={f"slot_{name}" for name in later})
         except ValidationError as error:
             raise InvalidInput(f"{readable(error, 'payload', list(self.slots))} {self.takes}") from None
         texts = {name: self.slots[name].text(value) for name, value in parsed.items()}
@@ -163,10 +167,17 @@ class Recipe(Table):
 
     @cached_property
     def _payload(self) -> type[BaseModel]:
-        """The payload as a model, its fields by aliases: a slot may have a name that means something to pydantic."""
+        return self._model()
+
+    def _model(self, later: Collection[str] = ()) -> type[BaseModel]:
+        """The payload as a model, its fields by aliases: a slot may have a name that means something to pydantic.
+
+        Slots whose value comes `later` take anything.
+        """
         fields: dict[str, Any] = {}
         for name, slot in self.slots.items():
-            accepted = slot.accepted(barred=self._is_barred(name), hidden=name in self.secret)
+            barred, hidden = self._is_barred(name), name in self.secret
+            accepted = Any if name in later else slot.accepted(barred=barred, hidden=hidden)
             told: dict[str, Any] = {"alias": name, "description": slot.description or None} | self._default(
                 name, accepted
             )

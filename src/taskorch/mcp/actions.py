@@ -1,17 +1,16 @@
 """What the tools do: a function each. How they look to a model is in `tools`."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio.to_thread
 
-from taskorch.domain import references
 from taskorch.domain.errors import InvalidInput, did_you_mean, shown
 from taskorch.domain.kind import Kind
 from taskorch.domain.outside import OUTSIDE, check_kind, is_outside
-from taskorch.domain.task import COMMAND, RECIPE, NewTask, Priority, Status, Task
+from taskorch.domain.task import RECIPE, NewTask, Priority, Status, Task
 from taskorch.mcp import arguments as args
 from taskorch.mcp import links
 from taskorch.mcp import schedules as timing
@@ -97,7 +96,7 @@ async def update_task(service: Service, call: Call, a: args.UpdateTask) -> Reply
         changes["labels"] = tuple(a.labels)
     if a.payload is not None:
         changes["payload"] = await links.edited(service, task, a.payload)
-        _check_payload(_kind(service, task.kind), task.kind, a.payload)
+        _kind(service, task.kind).check(a.payload)
     if a.expires_at is not None:
         _check_expiry(a.expires_at, None, service.store.now())
     updated = await service.store.edit(task.id, changes, a.expected_version, call.by)
@@ -182,7 +181,7 @@ def new_task(service: Service, a: args.TaskWish) -> NewTask:
     """What the arguments ask for. Raises InvalidInput."""
     now = service.store.now()
     kind = _kind(service, a.kind)
-    _check_payload(kind, a.kind, a.payload)
+    kind.check(a.payload)
     run_at = args.start(a.delay_seconds, a.run_at, now)
     if a.expires_at is not None:
         _check_expiry(a.expires_at, run_at, now)
@@ -211,15 +210,6 @@ async def _store(service: Service, wish: Wish) -> tuple[Task, bool]:
     if wish.dedupe_key is None and not wish.depends_on:
         return await service.store.add(wish.new), False
     return (await service.store.add_all([wish]))[0]
-
-
-def _check_payload(kind: Kind, name: str, payload: Mapping[str, Any]) -> None:
-    """Raise InvalidInput when the kind could not run it.
-
-    What takes results is checked when it has them; of a command the rest at once, above all its program.
-    """
-    if name == COMMAND or not references.find(payload):
-        kind.check(payload)
 
 
 def _kind(service: Service, name: str) -> Kind:

@@ -13,6 +13,7 @@ import anyio.to_thread
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from taskorch.domain import references
 from taskorch.domain.errors import InvalidInput, readable
 from taskorch.domain.fields import expected
 from taskorch.domain.outside import is_outside
@@ -83,8 +84,12 @@ class Handler:
         self._payload = None if plain else TypeAdapter[Any](wanted)
 
     def check(self, payload: Mapping[str, Any]) -> None:
-        """Raise InvalidInput when the function's annotation does not accept the payload."""
-        self._parse(payload)
+        """Raise InvalidInput when the function's annotation does not accept the payload.
+
+        One that takes results of other tasks is checked when it has them.
+        """
+        if not references.find(payload):
+            self._parse(payload)
 
     def shown(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
         return payload

@@ -1,9 +1,10 @@
 """The kinds `recipe:NAME`: commands that the operator has written in config.toml, run as every command is."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from taskorch.domain import references
 from taskorch.domain.errors import InvalidInput
 from taskorch.domain.recipe import Recipe, filled, hole
 from taskorch.domain.task import HIDDEN, RECIPE, Outcome, Task
@@ -32,7 +33,8 @@ class RecipeKind:
 
     def check(self, payload: Mapping[str, Any]) -> None:
         """Raise InvalidInput when the slots do not take the payload, or its program or folder is not there now."""
-        self._wanted(payload)
+        if references.KEY not in payload:
+            self._wanted(payload, later=[name for name, value in payload.items() if references.find(value)])
         if not os.access(self._program, os.X_OK):
             raise InvalidInput(f"{self._name} cannot run: its program {self._program} is gone. Tell the user.")
 
@@ -53,9 +55,9 @@ class RecipeKind:
     async def inspect(self, task: Task) -> Remains:
         return await self._command.inspect(task)
 
-    def _wanted(self, payload: Mapping[str, Any]) -> Wanted:
+    def _wanted(self, payload: Mapping[str, Any], later: Collection[str] = ()) -> Wanted:
         recipe = self._recipe
-        values = recipe.values(payload)
+        values = recipe.values(payload, later)
         for name in sorted(recipe.confined(values)):
             self._command.policy.below(values[name], f"payload.{name}", "path")
         cwd, roots = self._folder(values)
