@@ -30,6 +30,7 @@ from taskorch.mcp.protocol_tasks import serve_protocol_tasks
 from taskorch.mcp.resources import Resources
 from taskorch.mcp.server import build_server, initialization
 from taskorch.mcp.service import Service
+from taskorch.mcp.tools import WORKER
 from taskorch.storage.database import open_database
 from taskorch.storage.outside import OutsideStore
 from taskorch.storage.place import LEAST_FREE_BYTES, free_bytes
@@ -91,7 +92,7 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
     }
     claimable = others | ({COMMAND: command} if command.policy.allows_any else {})
     toolsets = set(parts(settings.toolsets))
-    for_workers: dict[str, TaskKind] = {OUTSIDE: Outside()} if "worker" in toolsets else {}
+    for_workers: dict[str, TaskKind] = {OUTSIDE: Outside()} if WORKER in toolsets else {}
     await anyio.to_thread.run_sync(refuse_foreign, state / "servers")
     alone = partial(nobody_lives, state / "servers")
     async with open_database(state / "taskorch.db", alone, settings.allow_network_state) as database:

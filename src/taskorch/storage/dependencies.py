@@ -10,7 +10,7 @@ from taskorch.domain.errors import Conflict
 from taskorch.domain.task import Error, OnDependencyFailure, Parents, Reason, Status, Task
 from taskorch.storage import bulk, lives
 from taskorch.storage.database import Transaction
-from taskorch.storage.rows import SELECT, delete, from_row, load, note, save
+from taskorch.storage.rows import SELECT, at_place, delete, from_row, load, note, save
 
 BY = "dependency"  # who makes the changes below, in the history
 FIRST = 3  # of the tasks that one waits for, as replies name them
@@ -22,7 +22,6 @@ PARENTS = """SELECT max(p.finished_at IS NULL),
   min(CASE WHEN d.on_failure <> 'run' AND (p.status = 'failed' OR p.status = 'cancelled') THEN p.seq END),
   max(d.on_failure)
   FROM dependencies d JOIN tasks p ON p.seq = d.parent WHERE d.child = ?"""
-BY_PLACE = f"{SELECT} WHERE seq = ?"
 LIVE_CHILDREN = """SELECT c.id, c.name FROM dependencies d JOIN tasks c ON c.seq = d.child
   WHERE d.parent = ? AND c.finished_at IS NULL ORDER BY c.seq LIMIT 4"""
 UNFINISHED = """SELECT p.id, p.name, count(*) OVER () FROM dependencies d JOIN tasks p ON p.seq = d.parent
@@ -154,7 +153,7 @@ def _state(tx: Transaction, child: Task) -> Parents:
     unfinished, failed, on_failure = tx.execute(PARENTS, (child.seq,)).fetchone()
     if failed is None:
         return Parents(bool(unfinished), None, on_failure or "cancel")
-    return Parents(bool(unfinished), _cause(from_row(tx.execute(BY_PLACE, (failed,)).fetchone())), on_failure)
+    return Parents(bool(unfinished), _cause(at_place(tx, failed)), on_failure)
 
 
 def _cause(parent: Task) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from taskorch.domain import readiness
 from taskorch.domain.task import Task
 from taskorch.storage.database import Transaction
-from taskorch.storage.rows import SELECT, from_row, save
+from taskorch.storage.rows import at_place, save
 
 Limits = Mapping[str, int]
 
@@ -27,7 +27,6 @@ HELD = """SELECT kind, -rank, seq FROM tasks
   WHERE held = 1 AND concurrency_key = ? AND kind = ? ORDER BY rank DESC, seq LIMIT ?"""
 NEXT_KEY = "SELECT min(concurrency_key) FROM tasks WHERE held = 1 AND concurrency_key > ?"
 NEXT_KIND = "SELECT min(kind) FROM tasks WHERE held = 1 AND concurrency_key = ? AND kind > ?"
-BY_PLACE = f"{SELECT} WHERE seq = ?"
 FIRST = "SELECT id, name FROM tasks WHERE concurrency_key = ? AND status = 'working' ORDER BY seq LIMIT 1"
 NEXT = "SELECT id, name FROM tasks WHERE concurrency_key = ? AND ready = 1 ORDER BY rank DESC, seq LIMIT 1"
 
@@ -92,10 +91,10 @@ def stuck_keys(db: sqlite3.Connection, keys: Collection[str], limits: Limits) ->
     return [key for key in keys if _is_stuck(db, key, limits)]
 
 
-def held_keys(db: sqlite3.Connection, after: str, most: int) -> list[str]:
+def held_keys(db: sqlite3.Connection, after: str, number: int) -> list[str]:
     """The next keys of which tasks are held, in their order."""
     found: list[str] = []
-    while len(found) < most and (key := db.execute(NEXT_KEY, (after,)).fetchone()[0]) is not None:
+    while len(found) < number and (key := db.execute(NEXT_KEY, (after,)).fetchone()[0]) is not None:
         found.append(after := key)
     return found
 
@@ -133,7 +132,7 @@ def _fill(tx: Transaction, key: str, kind: str, ready: set[Place], room: int, no
         held = [Place(*row) for row in tx.execute(HELD, (key, kind, room))] if room else []
         best = set(sorted([*ready, *held])[:room])
         for place in ready - best:
-            task = _load(tx, place)
+            task = at_place(tx, place.seq)
             save(tx, task, readiness.hold(task))
         let_in = {place: _admit(tx, place, now) for place in best - ready}
         if all(let_in.values()):
@@ -142,9 +141,5 @@ def _fill(tx: Transaction, key: str, kind: str, ready: set[Place], room: int, no
 
 
 def _admit(tx: Transaction, place: Place, now: int) -> bool:
-    task = _load(tx, place)
+    task = at_place(tx, place.seq)
     return save(tx, task, readiness.admit(task, now)).ready
-
-
-def _load(tx: Transaction, place: Place) -> Task:
-    return from_row(tx.execute(BY_PLACE, (place.seq,)).fetchone())

@@ -17,6 +17,7 @@ COLUMNS = tuple(Task.__dataclass_fields__)
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM tasks"
 BY_SEQ = f"{SELECT} WHERE seq = ? AND id = ?"
 BY_ID = f"{SELECT} WHERE id = ?"
+BY_PLACE = f"{SELECT} WHERE seq = ?"
 FENCE = ("seq", "id", "status", "attempt", "owner")  # what must still be as the writer last saw it
 DELETE = "DELETE FROM tasks WHERE seq = ? AND id = ? AND version = ?"
 COUNT = "UPDATE counts SET tasks = tasks + ? WHERE status = ? AND priority = ?"
@@ -62,6 +63,11 @@ def load(connection: sqlite3.Connection, task_id: str) -> Task:
     if row is None:
         raise NotFound(f"Task {task_id} no longer exists. Call list_tasks to see what there is.")
     return from_row(row)
+
+
+def at_place(connection: sqlite3.Connection, seq: int) -> Task:
+    """The task at that place, which must be there."""
+    return from_row(connection.execute(BY_PLACE, (seq,)).fetchone())
 
 
 def as_stored(connection: sqlite3.Connection, tasks: Sequence[Task]) -> list[Task]:
