@@ -1,13 +1,35 @@
-"""What a payload has to hold, in one short line: `{"width": integer, "height"?: integer}`."""
+"""What a payload has to hold: as a JSON schema, and in one short line: `{"width": integer, "height"?: integer}`."""
 
 import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
 
 MOST_BYTES = 380
 CHOICES = 6  # of an enumeration, the first ones
 
 Schema = Mapping[str, Any]
+
+
+class Plain(GenerateJsonSchema):
+    """Makes schemas without titles, and without defaults that say nothing."""
+
+    silent: ClassVar[tuple[Any, ...]] = (None,)
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def default_schema(self, schema: Any) -> dict[str, Any]:
+        made = super().default_schema(schema)
+        return {name: value for name, value in made.items() if name != "default" or value not in self.silent}
+
+
+def plain_schema(model: type[BaseModel], maker: type[Plain] = Plain) -> dict[str, Any]:
+    """The model's JSON schema, without a title of its own either."""
+    made = model.model_json_schema(schema_generator=maker)
+    return {name: value for name, value in made.items() if name != "title"}
 
 
 def expected(schema: Schema) -> str:

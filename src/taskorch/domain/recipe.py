@@ -20,10 +20,10 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from pydantic.json_schema import GenerateJsonSchema
 
 from taskorch.domain.argv import plain, variables
 from taskorch.domain.errors import InvalidInput, readable, shown
+from taskorch.domain.fields import plain_schema
 from taskorch.domain.slot import Slot, Table
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -133,8 +133,7 @@ class Recipe(Table):
 
     def payload_schema(self) -> dict[str, Any]:
         """The JSON schema of the payload: closed, without titles."""
-        made = self._payload.model_json_schema(schema_generator=_Untitled)
-        return {name: value for name, value in made.items() if name != "title"}
+        return plain_schema(self._payload)
 
     def flaws(self) -> Iterator[str]:
         if not isinstance(self.argv[0], str) or HOLE.search(self.argv[0]):
@@ -249,12 +248,3 @@ def _tables(value: Any) -> list[tuple[str, dict[str, Any]]]:
 
 def _group(item: str | list[str]) -> list[str]:
     return [item] if isinstance(item, str) else item
-
-
-class _Untitled(GenerateJsonSchema):
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
-
-    def default_schema(self, schema: Any) -> dict[str, Any]:
-        made = super().default_schema(schema)
-        return {name: value for name, value in made.items() if (name, value) != ("default", None)}

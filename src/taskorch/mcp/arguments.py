@@ -17,9 +17,9 @@ from pydantic import (
     ValidationError,
     WithJsonSchema,
 )
-from pydantic.json_schema import GenerateJsonSchema
 
 from taskorch.domain.errors import InvalidInput, cut, readable, shown
+from taskorch.domain.fields import Plain, plain_schema
 from taskorch.mcp.moments import moment, number, seconds
 from taskorch.mcp.wording import iso
 from taskorch.storage.ids import FULL_ID
@@ -266,17 +266,11 @@ def schema(model: type[Arguments]) -> dict[str, Any]:
     That is titles, nulls, empty defaults, texts' lengths and the largest number there is; errors tell who needs to
     know. (No model nests another, so there is no `$ref`.)
     """
-    made = model.model_json_schema(schema_generator=_Lean)
-    return {name: value for name, value in made.items() if name != "title"}
+    return plain_schema(model, _Lean)
 
 
-class _Lean(GenerateJsonSchema):
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
-
-    def default_schema(self, schema: Any) -> dict[str, Any]:
-        made = super().default_schema(schema)
-        return {name: value for name, value in made.items() if name != "default" or value not in (None, "", [], {})}
+class _Lean(Plain):
+    silent = (None, "", [], {})
 
     def int_schema(self, schema: Any) -> dict[str, Any]:
         made = super().int_schema(schema)

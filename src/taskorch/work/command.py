@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from taskorch.domain import references
 from taskorch.domain.argv import as_list, is_line, plain, variables
 from taskorch.domain.errors import InvalidInput, readable, shown
+from taskorch.domain.fields import plain_schema
 from taskorch.domain.readiness import NEVER_RETRIED
 from taskorch.domain.task import HIDDEN, Cancelled, Completed, Failed, Interrupted, Outcome, Reason, Task
 from taskorch.work import output, supervised
@@ -121,7 +122,7 @@ class Command:
         return {**payload, "env": dict.fromkeys(env, HIDDEN)} if env else payload
 
     def payload_schema(self) -> dict[str, Any]:
-        return CommandPayload.model_json_schema()
+        return plain_schema(CommandPayload)
 
     async def run(self, attempt: Attempt) -> Outcome | None:
         return await self.carry_out(attempt, self._wanted)

@@ -9,7 +9,7 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from taskorch.domain.errors import InvalidInput, cut, did_you_mean, readable, shown
-from taskorch.domain.fields import expected
+from taskorch.domain.fields import expected, plain_schema
 from taskorch.domain.task import Cancelled, Failed, Interrupted, Outcome, Reason, Task
 from taskorch.work import outcomes
 from taskorch.work.attempt import Attempt, Ending, Remains
@@ -76,7 +76,7 @@ class RemoteTool:
 
     def payload_schema(self) -> dict[str, Any]:
         """JSON schema of the payload; `server` is one of those that there are."""
-        schema = ToolPayload.model_json_schema()
+        schema = plain_schema(ToolPayload)
         schema["properties"]["server"]["enum"] = list(self._connections.servers)
         return schema
 
