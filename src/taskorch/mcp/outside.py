@@ -7,10 +7,9 @@ from taskorch.domain.outside import OUTSIDE, check_kind, is_outside
 from taskorch.domain.task import Completed, Failed, Reason, Task
 from taskorch.mcp import outside_arguments as args
 from taskorch.mcp.actions import Call
-from taskorch.mcp.history import FULL_BYTES
 from taskorch.mcp.replies import CONCISE_BYTES, Reply, View, error_facts, error_text, headline, task_facts, task_reply
 from taskorch.mcp.service import Service
-from taskorch.mcp.wording import Facts, cut_json, iso, present, visible_line
+from taskorch.mcp.wording import Facts, iso, present, visible_line
 from taskorch.storage.outside import Claimed, Ended, Nothing, Wanted
 from taskorch.storage.rows import dumps
 
@@ -73,7 +72,7 @@ def _claimed(found: Claimed, worker: str, claim_seconds: float, view: View) -> R
     facts = {"claimed": True} | task_facts(task, view, CONCISE_BYTES)
     facts |= present(
         labels=list(task.labels) or None,
-        **cut_json("payload", task.payload, FULL_BYTES),
+        payload=task.payload,  # as bounded by its kind
         worker=worker,
         claim_seconds=claim_seconds,
         claim_expires_at=until,
@@ -81,8 +80,7 @@ def _claimed(found: Claimed, worker: str, claim_seconds: float, view: View) -> R
         last_error=last,
         next=_complete(task),
     )
-    payload = facts["payload"] if "payload_bytes" in facts else dumps(facts["payload"])
-    lines = [f"Claimed {headline(task, facts, view)}", f"payload: {payload}"]
+    lines = [f"Claimed {headline(task, facts, view)}", f"payload: {dumps(task.payload)}"]
     lines += [f"labels: {', '.join(task.labels)}"] if task.labels else []
     lines += [f"the attempt before: {error_text(last)}"] if last else []
     limits = f"heartbeat_task makes that {claim_seconds:g} s from then on, {task.timeout_seconds:g} s in all"
