@@ -50,6 +50,8 @@ async def test_a_thousand_are_one_call_and_its_answer_names_them_all(client: Cli
 WRONG: list[tuple[list[Any], list[str]]] = [
     ([LATER, LATER | {"kind": "ecoh"}], ["tasks[1]: Unknown kind 'ecoh'. Did you mean 'echo'?"]),
     ([LATER | {"nmae": "x"}, LATER], ["tasks[0]: Unknown argument 'nmae'. Did you mean 'name'?"]),
+    ([LATER, LATER | {"cron": "0 7 * * *"}], ["tasks[1]: Unknown argument 'cron'. To repeat it write schedule="]),
+    ([LATER | {"id": "a"}], ["tasks[0]: Unknown argument 'id'. The server makes the id."]),
     ([LATER, {"payload": {"argv": ["no-such-program"]}}], ["tasks[1]: payload.argv[0] 'no-such-program'"]),
     ([LATER | {"wait_seconds": 5}], ["tasks[0]: wait_seconds is for create_task alone"]),
     ([LATER | {"max_attempts": 0}] * 5, ["tasks[0]: max_attempts 0", "tasks[2]:", "2 more tasks are wrong"]),

@@ -285,7 +285,7 @@ TOLD: list[tuple[str, Facts, list[str]]] = [
     ("create_task", soon(retry=[1, 75]), ["retry [1, 75] is no object like", '{"on_exit": [75]']),
     ("create_task", soon(retry_delay_seconds=5), ["'retry_delay_seconds'", 'retry={"on_exit"', "first_delay_seconds"]),
     ("create_task", LS | {"on_exit": [1]}, ["'on_exit'", 'Write retry={"on_exit": [1, 75]']),
-    ("create_tasks", {"tasks": [soon(retry_delay_seconds=5)]}, ["Did you mean 'retry'?"]),
+    ("create_tasks", {"tasks": [soon(retry_delay_seconds=5)]}, ["tasks[0]", 'retry={"on_exit"']),
     ("create_task", soon(retry={"max_attempts": 5}), ["'retry.max_attempts'", "write max_attempts=5 beside it"]),
     ("create_task", soon(retry={"attempts": 5}), ["'retry.attempts'", "write max_attempts=5 beside it"]),
     ("create_task", soon(retry={"maxRetries": 5}), ["'retry.maxRetries'", "write max_attempts=6 beside it"]),

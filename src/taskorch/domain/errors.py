@@ -133,7 +133,6 @@ _SYNONYMS = {
     "survive": "continue keep detach",
     "full": "all verbose detailed details",
     "max_attempts": "attempts tries",
-    "retry": "retry_policy retry_options retry_delay retry_delay_seconds backoff",
     "on_exit": "exit_codes codes on retry_on retry_on_exit retry_codes retryable_exit_codes",
     "fail_on_exit": "no_retry_on abort_on stop_on fail_on non_retryable_exit_codes",
     "factor": "multiplier backoff_factor backoff_multiplier backoff_coefficient exponential_base base",

@@ -12,6 +12,7 @@ from taskorch.domain.task import NewTask, Task
 from taskorch.mcp import arguments as args
 from taskorch.mcp import links
 from taskorch.mcp.actions import Call, new_task
+from taskorch.mcp.advice import refuse_wishes
 from taskorch.mcp.aliases import understood
 from taskorch.mcp.replies import Reply, View, row_facts, row_line
 from taskorch.mcp.service import Service
@@ -86,7 +87,9 @@ def _wanted(service: Service, tasks: list[dict[str, Any]]) -> list[Wanted]:
 def _wish(service: Service, raw: Mapping[str, Any]) -> Wanted:
     if "wait_seconds" in raw:
         raise InvalidInput("wait_seconds is for create_task alone; call wait_for_tasks afterwards.")
-    wish = args.parse(BatchWish, understood(raw, BatchWish.model_fields))
+    given = understood(raw, BatchWish.model_fields)
+    refuse_wishes("create_task", given.keys() - BatchWish.model_fields.keys())
+    wish = args.parse(BatchWish, given)
     return wish, new_task(service, wish)
 
 
