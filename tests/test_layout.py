@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from taskorch.config import PREFIX, TABLES, Settings, variables
+from taskorch.config import PREFIX, TABLES, TOOLSETS, Settings, variables
 from taskorch.domain.recipe import Recipe
 from taskorch.domain.rules import MOVES
 from taskorch.domain.slot import Slot, Table
@@ -23,6 +23,10 @@ LINES = 320  # a file that outgrows this has found its seam
 
 DOMAIN, STORAGE, WORK, MCP, CLI = FOLDERS = ("domain", "storage", "work", "mcp", "cli")
 TOP = {"__init__", "__main__", "app", "config", "logs", "parent"}
+PURE = {  # what the domain may use of others
+    *("collections", "cronsim", "dataclasses", "datetime", "difflib", "enum", "functools", "itertools", "jmespath"),
+    *("json", "math", "pydantic", "pydantic_core", "random", "re", "shlex", "typing", "zoneinfo"),
+}
 SDK = {"mcp", "mcp_types"}
 SDK_CLIENTS = {"work.program", "work.remote_session"}
 
@@ -155,22 +159,15 @@ def test_the_shim_needs_nothing_but_python() -> None:
     assert not [name for name, found in MODULES.items() if "work.shim" in found.all_ours]
 
 
-@pytest.mark.parametrize("name", ["domain.task", "domain.rules"])
-def test_the_rules_are_pure(name: str) -> None:
+@pytest.mark.parametrize("name", of(DOMAIN))
+def test_the_domain_is_pure(name: str) -> None:
     """No clock, no files, no network, no chance that is not an argument, no await."""
-    assert MODULES[name].others <= {"collections", "dataclasses", "enum", "random", "typing"}
+    assert MODULES[name].others <= PURE
     source = file(name).read_text()
     nodes = list(ast.walk(ast.parse(source)))
     assert not [node for node in nodes if isinstance(node, ast.Await | ast.AsyncFunctionDef)]
     assert not [node for node in nodes if isinstance(node, ast.Name) and node.id in ("open", "print", "input")]
-    assert "Random()" not in source
-
-
-def test_schedules_are_reckoned_from_the_time_that_comes_in() -> None:
-    assert MODULES["domain.schedules"].others <= {
-        *("collections", "cronsim", "dataclasses", "datetime", "itertools", "typing", "zoneinfo")
-    }
-    assert not re.search(r"now\(|today\(|await", file("domain.schedules").read_text())
+    assert not re.search(r"Random\(\)|random\.|\bnow\(|today\(", source)
 
 
 # Sizes and contents.
@@ -220,6 +217,10 @@ def test_the_document_of_recipes_has_a_row_for_each_key_and_no_other(table: str,
     first = told.index([table])
     own = told[first : told.index([], first) if [] in told[first:] else None]
     assert sorted(name for names in own for name in names) == sorted(keys.model_fields)
+
+
+def test_every_toolset_can_be_switched_on() -> None:
+    assert {tool.toolset for tool in TOOLS.values()} == set(TOOLSETS)
 
 
 def test_the_readme_tells_the_defaults_of_the_settings() -> None:
