@@ -117,7 +117,7 @@ async def work_off(folder: Path, tasks: int) -> tuple[list[Sample], int]:
                 print(f"soak: {samples[-1]}", flush=True)
         left = 1
         with anyio.move_on_after(FORGOTTEN_SECONDS):
-            while left := sum((await counted(app)).values()):  # noqa: ASYNC110
+            while left := sum((await counted(app)).values()):  # noqa: ASYNC110  (to be looked at now and then)
                 await anyio.sleep(0.2)
     return samples, left
 

@@ -230,7 +230,7 @@ ENDS: dict[str, tuple[dict[str, Any], Callable[[Stage], Awaitable[None]]]] = {
 async def until(holds: Callable[[], bool]) -> None:
     """Look again and again: nothing tells of the deeds of another's processes."""
     with anyio.fail_after(GROW_SECONDS):
-        while not holds():  # noqa: ASYNC110
+        while not holds():  # noqa: ASYNC110  (no event tells of other processes)
             await anyio.sleep(POLL_SECONDS)
 
 

@@ -46,7 +46,7 @@ async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
 
 
 async def working(client: Client, task_id: str) -> None:
-    while (await call(client, "get_task", task_id=task_id))["status"] != "working":  # noqa: ASYNC110
+    while (await call(client, "get_task", task_id=task_id))["status"] != "working":  # noqa: ASYNC110  (no event tells of other processes)
         await anyio.sleep(0.01)
 
 

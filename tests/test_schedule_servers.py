@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import anyio
+import anyio.to_thread
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 from servers import MODERN, SECONDS, Place, Server, wait_for
@@ -124,8 +125,8 @@ async def test_an_official_client_sees_a_schedule_run(place: Place) -> None:
             wish = {"every_seconds": 1, "time_zone": "Europe/Berlin"}
             made = await call("create_task", payload=payload, name="tick", schedule=wish)
             assert len(made["next_runs"]) == 3 and made["time_zone"] == "Europe/Berlin"
-            while not (fired := (await call("get_task", task_id="tick", detail="full")).get("firings")):  # noqa: ASYNC110
-                await anyio.sleep(0.05)
+            await anyio.to_thread.run_sync(wait_for, lambda: len(place.rows()) > 1)
+            fired = (await call("get_task", task_id="tick", detail="full"))["firings"]
             done = await call("wait_for_tasks", task_ids=[fired[-1]["task"]])
             assert done["tasks"][0]["status"] == "completed"
             assert (await call("get_task_output", task_id=fired[-1]["task"]))["text"] == "ran\n"
