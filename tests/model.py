@@ -480,17 +480,15 @@ class Machine(RuleBasedStateMachine):
             assert self.twin.settle(task, outcome, started_at, run_at) == (task not in lost)
 
 
-def prove(world: World, with_seed: int | None = None, *, shrink: bool = True) -> None:
+def prove(
+    world: World, with_seed: int | None = None, *, shrink: bool = True, machine: type[RuleBasedStateMachine] = Machine
+) -> None:
     """Any calls, EXAMPLES times; what the store does otherwise than the model is raised."""
-
-    class InThisWorld(Machine):
-        pass
-
-    InThisWorld.world = world
+    in_this_world = type(machine.__name__, (machine,), {"world": world})
     phases = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     run_state_machine_as_test(
-        InThisWorld if with_seed is None else seed(with_seed)(InThisWorld),
+        in_this_world if with_seed is None else seed(with_seed)(in_this_world),
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,

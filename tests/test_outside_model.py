@@ -7,18 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import model
 import pytest
-from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
-from model import EXAMPLES, STEPS
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from world import World, everything, opened
 
 from taskorch.domain import rules
@@ -272,24 +264,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def prove(world: World, with_seed: int | None = None) -> None:
-    """Any calls, EXAMPLES times; what the store does otherwise than the model is raised."""
-
-    class InThisWorld(Machine):
-        pass
-
-    InThisWorld.world = world
-    phases = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink) if with_seed is None else (Phase.generate,)
-    run_state_machine_as_test(
-        InThisWorld if with_seed is None else seed(with_seed)(InThisWorld),
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            phases=phases,
-            suppress_health_check=list(HealthCheck),
-            print_blob=with_seed is None,
-        ),
-    )
+    model.prove(world, with_seed, shrink=with_seed is None, machine=Machine)
 
 
 # Bugs, each of which it must find.
