@@ -160,7 +160,8 @@ async def _client(app: App, victim: Victim) -> None:
             elif what < 0.85:
                 await _cancel(app, victim, chance.choice(known))
             elif what < 0.95:
-                await app.service.store.retry(chance.choice(known), None, "client")
+                broken = await app.service.store._database.read(_broken)
+                await app.service.store.retry(chance.choice(broken or known), None, "client")
             else:
                 await app.service.store.edit(chance.choice(known), {"priority": Priority.HIGH}, None, "client")
 
@@ -221,6 +222,12 @@ def _recent(db: Any) -> list[str]:
 
 def _unfinished(db: Any) -> int:
     return db.execute("SELECT count(*) FROM tasks WHERE status IN ('waiting', 'working')").fetchone()[0]
+
+
+def _broken(db: Any) -> list[str]:
+    """Failed tasks that others depend on: a retry of those means most."""
+    failed = "SELECT seq, id FROM tasks WHERE status = 'failed' AND seq IN (SELECT parent FROM dependencies)"
+    return [row[1] for row in db.execute(f"{failed} ORDER BY seq DESC LIMIT 10")]
 
 
 def _schedules(db: Any) -> list[str]:
