@@ -16,6 +16,7 @@ from taskorch.domain.readiness import phase
 from taskorch.domain.task import (
     Completed,
     Failed,
+    Interrupted,
     NewTask,
     OnDependencyFailure,
     Outcome,
@@ -233,6 +234,26 @@ async def test_what_waits_for_a_task_that_is_retried_waits_again(store: Store, q
     assert not (await queries.get(later.id)).blocked
     await store.retry(build.id, None, "me")
     assert (await queries.get(later.id)).blocked
+
+
+@pytest.mark.parametrize("outcome", [Failed(Reason.ERROR, "once"), Interrupted("the server stopped")])
+async def test_what_comes_back_from_an_attempt_waits_for_what_was_retried_meanwhile(
+    store: Store, queries: Queries, clock: Clock, outcome: Outcome
+) -> None:
+    build = await add(store)
+    report = await add(store, build, on_failure="run", max_attempts=2, concurrency_key="k")
+    await run(store, BROKEN, build)
+    [working] = await store.claim(ME, {"echo": 0}, 10)
+    assert working.id == report.id
+    other = await add(store, concurrency_key="k")
+    await store.retry(build.id, None, "me")
+    await store.settle(working, outcome)
+    clock.advance(600)
+    await store.promote()
+    waits = (await queries.situation([await queries.get(report.id)])).waits[report.id]
+    assert (waits.unfinished, waits.first) == (1, ((build.id, None),))
+    await run(store, DONE, build, other)
+    await run(store, DONE, report)
 
 
 # Times, and what clients may do meanwhile.

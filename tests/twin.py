@@ -56,9 +56,10 @@ class Twin:
 
     def move(self, row: Row, status: str, **fields: Any) -> None:
         had_ended = row.get("finished_at") is not None
+        is_back = (row.get("status"), status) == ("working", "waiting")
         row |= {"status": status, "version": row["version"] + 1, "updated_at": self.now} | fields
-        if status != "waiting":
-            row["blocked"] = False
+        if is_back or status != "waiting":
+            row["blocked"] = is_back and self.unfinished(row)
         self.file(row)
         if status == "completed":
             self.completed[row["id"]] = dict(row)

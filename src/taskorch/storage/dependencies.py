@@ -17,7 +17,8 @@ FIRST = 3  # of the tasks that one waits for, as replies name them
 
 LINK = ("parent", "child", "on_failure")
 CHILDREN = f"""{SELECT} WHERE seq IN
-  (SELECT d.child FROM dependencies d WHERE d.parent IN (SELECT value FROM json_each(?))) ORDER BY seq"""
+  (SELECT d.child FROM dependencies d WHERE d.parent IN (SELECT value FROM json_each(?))
+   UNION SELECT d.child FROM dependencies d WHERE d.child IN (SELECT value FROM json_each(?))) ORDER BY seq"""
 PARENTS = """SELECT max(p.finished_at IS NULL),
   min(CASE WHEN d.on_failure <> 'run' AND (p.status = 'failed' OR p.status = 'cancelled') THEN p.seq END),
   max(d.on_failure)
@@ -62,7 +63,10 @@ def link(tx: Transaction, child: Task, found: Sequence[Task], on_failure: OnDepe
 
 
 def follow(tx: Transaction, now: int) -> None:
-    """Before the commit: carry each end and each return to the tasks that depend on it, and on those, at any depth."""
+    """Before the commit: carry each end and each return to the tasks that depend on it, and on those, at any depth.
+
+    What comes back from an attempt looks anew whether it waits: what it depends on may have been retried meanwhile.
+    """
     done = 0
     while done < len(tx.moved):
         moves: Sequence[tuple[Task | None, Task | None]] = tx.moved[done:]
@@ -70,7 +74,8 @@ def follow(tx: Transaction, now: int) -> None:
         turned = [(before, after) for before, after in moves if before and after and before.ended != after.ended]
         ended = {after.seq for _, after in turned if after.ended}
         returned = {after.seq for _, after in turned if not after.ended}
-        for child in _children(tx, ended | returned):
+        back = {after.seq for before, after in moves if before and after and _is_back(before, after)}
+        for child in _children(tx, ended | returned, back):
             _bring_up(tx, child, now)
         for child in _children(tx, returned):
             _bring_back(tx, child, now)
@@ -123,9 +128,14 @@ def waits(db: sqlite3.Connection, tasks: Sequence[Task]) -> Mapping[str, Waits]:
     return found
 
 
-def _children(tx: Transaction, seqs: Collection[int]) -> list[Task]:
-    rows = tx.execute(CHILDREN, (json.dumps(sorted(seqs)),)).fetchall() if seqs else []
-    return [from_row(row) for row in rows]
+def _children(tx: Transaction, of: Collection[int], these: Collection[int] = ()) -> list[Task]:
+    """The tasks that depend on some of those, and which of `these` depend on any."""
+    places = json.dumps(sorted(of)), json.dumps(sorted(these))
+    return [from_row(row) for row in tx.execute(CHILDREN, places).fetchall()] if of or these else []
+
+
+def _is_back(before: Task, after: Task) -> bool:
+    return before.status is Status.WORKING and after.status is Status.WAITING
 
 
 def _bring_up(tx: Transaction, child: Task, now: int) -> None:
