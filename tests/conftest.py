@@ -76,6 +76,15 @@ def place(tmp_path: Path) -> Iterator[Place]:
     place.close()
 
 
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """One where commands may run, and one where they may not."""
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    for folder in (inside / "app", outside):
+        folder.mkdir(parents=True)
+    return inside, outside
+
+
 @pytest.fixture(params=ERAS)
 def era(request: pytest.FixtureRequest) -> str:
     return request.param

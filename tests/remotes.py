@@ -1,6 +1,5 @@
 """Small MCP servers to call tools of, and a pool whose kind `tool` knows them."""
 
-import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +9,7 @@ from typing import Any
 import anyio
 from clients import until
 from pools import Pool
+from servers import lives
 
 from taskorch.domain.task import Task
 from taskorch.work.connections import Connections
@@ -51,15 +51,6 @@ class Peer:
 
     async def gone(self) -> None:
         await until(lambda: not any(map(lives, self.pids)))
-
-
-def lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @asynccontextmanager

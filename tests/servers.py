@@ -271,6 +271,27 @@ def alive(task_id: str) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             marked = f"TASKORCH_TASK_ID={task_id}".encode() in (folder / "environ").read_bytes()
-            if marked and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            if marked and lives(int(folder.name)):
                 found.append(int(folder.name))
     return found
+
+
+def names(task_id: str) -> list[str]:
+    """What the living processes of a task's command are called, in alphabetical order."""
+    found: list[str] = []
+    for pid in alive(task_id):
+        with contextlib.suppress(OSError):
+            found.append(Path(f"/proc/{pid}/comm").read_text().strip())
+    return sorted(found)
+
+
+def lives(pid: int) -> bool:
+    """The dead whom nobody has collected do not."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:  # it ended just now, or there is no /proc
+        return not Path("/proc/self").exists()
+    return state != "Z"

@@ -18,6 +18,7 @@ import pytest
 from clients import until
 from fakes import Clock
 from pools import Payload, Pool, ok, other_process
+from servers import names
 
 from taskorch.domain.errors import InvalidInput, shown
 from taskorch.domain.task import Cancelled, Completed, Failed, Interrupted, Outcome, Progress, Reason, Status, Task
@@ -86,7 +87,7 @@ class Commands(Pool):
     async def tree(self, **fields: Any) -> Task:
         """A command with a background child, a child in a session of its own, and no ear for TERM."""
         task = await self.up("sh", "-c", TREE, **fields)
-        await until(lambda: sorted(self.alive(task)) == ["sh", "sleep", "sleep", "sleep"])
+        await until(lambda: self.alive(task) == ["sh", "sleep", "sleep", "sleep"])
         return task
 
     def attempt_folder(self, task: Task) -> Path:
@@ -103,20 +104,10 @@ class Commands(Pool):
         return pid
 
     def alive(self, task: Task) -> list[str]:
-        """The names of the living processes of a command, wherever they hide."""
-        return processes(f"TASKORCH_TASK_ID={task.id}".encode())
+        return names(task.id)
 
     async def events(self, task: Task) -> list[str]:
         return [row["event"] for row in (await self.queries.history(task)).events]
-
-
-def processes(marker: bytes) -> list[str]:
-    found: list[str] = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if marker in (folder / "environ").read_bytes().split(b"\0"):
-                found.append((folder / "comm").read_text().strip())
-    return found
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Handlers with a process of their own: they end like any other, can be killed, and leave nothing behind."""
 
-import contextlib
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ import pytest
 from clients import until
 from isolated_kinds import ENDS
 from pools import Payload, log_lines
-from servers import LEGACY, Place, alive, wait_for
+from servers import LEGACY, Place, alive, lives, wait_for
 
 from taskorch.domain.task import BLANK, Cancelled, Completed, Failed, Interrupted, Outcome, Reason, Task, with_values
 from taskorch.storage.ids import new_id
@@ -99,15 +98,6 @@ class Bench:
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     return Bench(tmp_path)
-
-
-def lives(*pids: int) -> bool:
-    """Whether one of them does; the dead whom nobody has collected do not."""
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError):
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                return True
-    return False
 
 
 # Inside as outside.
@@ -232,7 +222,7 @@ async def test_it_ends_with_all_that_it_has_started(bench: Bench) -> None:
         assert sorted(alive(run.task.id)) == sorted(pids) and len(pids) == 3
         run.attempt.end(Ending.CANCEL)
     assert run.outcome == Cancelled()
-    assert not lives(*pids)
+    assert not any(map(lives, pids))
 
 
 async def test_what_it_leaves_running_ends_with_its_return(bench: Bench) -> None:
@@ -348,7 +338,7 @@ async def test_a_server_that_dies_takes_it_along_and_leaves_nothing_to_adopt(ben
         assert not run.kind.has_ended(run.task), "its end is not on record for others"
         run.scope.cancel()  # as a death does, it closes the pipe to the supervisor
         await until(lambda: supervised.holder(bench.folder / run.task.id / "1") is None)
-        assert not lives(*pids)
+        assert not any(map(lives, pids))
         assert await run.kind.inspect(run.task) is Remains.NOTHING
     assert run.outcome is None
 
@@ -363,7 +353,7 @@ async def test_what_a_killed_supervisor_left_is_ended_by_whoever_inspects_it(ben
         await until(lambda: not lives(pids[0]))  # by itself: nobody may ever come to inspect it
         assert lives(pids[1]) and lives(pids[2])
         assert await run.kind.inspect(run.task) is Remains.NOTHING
-        assert not lives(*pids)
+        assert not any(map(lives, pids))
 
 
 async def test_whoever_adopts_it_ends_it(bench: Bench) -> None:
@@ -372,7 +362,7 @@ async def test_whoever_adopts_it_ends_it(bench: Bench) -> None:
         adopted = Run(run.kind, run.task, adopted=True)
         await adopted.go()
         assert adopted.outcome == Failed(Reason.WORKER_LOST, "the server that ran it died")
-        assert not lives(*pids)
+        assert not any(map(lives, pids))
         await run.left.wait()
 
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from clients import Answer, call, check_task, connected, refused, settings, stored, until
 from mcp import Client
 from protocol import talking
-from servers import alive
+from servers import names
 
 from taskorch.app import App, running
 from taskorch.cli import runnable
@@ -193,14 +193,6 @@ async def test_a_recipe_has_limits_of_its_own_and_a_task_may_set_others(tmp_path
 
 
 # Folders and paths.
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    inside, outside = tmp_path / "inside", tmp_path / "outside"
-    (inside / "app").mkdir(parents=True)
-    outside.mkdir()
-    return inside, outside
 
 
 async def test_a_slot_says_where_it_runs(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -487,22 +479,13 @@ async def test_progress_is_told(tmp_path: Path) -> None:
 async def test_a_cancelled_recipe_is_gone_with_its_children(tmp_path: Path) -> None:
     script = "sleep 60 & setsid sleep 60 & trap '' TERM; echo up; sleep 60; sleep 60"
     async with at_work(tmp_path, script) as (app, client, task_id):
-        await until(lambda: processes(task_id) == ["sh", "sleep", "sleep", "sleep"])
+        await until(lambda: names(task_id) == ["sh", "sleep", "sleep", "sleep"])
         await call(client, "cancel_task", task_id=task_id)
         await stored(app, task_id, lambda task: task.ended)
         task = await app.service.queries.get(task_id)
         assert task.status is Status.CANCELLED and task.error
         assert "its process tree was ended" in task.error.message
-    assert processes(task_id) == []
-
-
-def processes(task_id: str) -> list[str]:
-    """The names of the living processes of a task."""
-    found: list[str] = []
-    for pid in alive(task_id):
-        with suppress(OSError):
-            found.append(Path(f"/proc/{pid}/comm").read_text().strip())
-    return sorted(found)
+    assert names(task_id) == []
 
 
 async def test_its_time_limit_ends_it(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import anyio
 import pytest
 from pools import Pool
-from remotes import TOKEN, Peer, add, called, calling, lives
+from remotes import TOKEN, Peer, add, called, calling
+from servers import lives
 
 from taskorch.domain.errors import InvalidInput
 from taskorch.domain.task import Error, Progress, Reason, Status, Task

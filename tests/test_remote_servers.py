@@ -16,8 +16,8 @@ import anyio
 import anyio.to_thread
 import pytest
 from pools import Pool
-from remotes import TOKEN, Peer, called, calling, lives
-from servers import IN_TIME, LEGACY, Place, Server, wait_for
+from remotes import TOKEN, Peer, called, calling
+from servers import IN_TIME, LEGACY, Place, Server, lives, wait_for
 from test_conformance import served
 
 import taskorch

@@ -147,15 +147,6 @@ def test_a_command_of_a_real_server_sees_no_variable_of_the_servers_but_the_list
 # 4. The working folder.
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """One where commands may run, and one where they may not."""
-    inside, outside = tmp_path / "inside", tmp_path / "outside"
-    for folder in (inside / "app", outside):
-        folder.mkdir(parents=True)
-    return inside, outside
-
-
 def policy(*roots: Path) -> Policy:
     return Policy("*", folders=",".join(map(str, roots)))
 
