@@ -20,6 +20,8 @@ from pydantic_settings import (
 
 from taskorch.domain import recipe
 from taskorch.domain.errors import shown
+from taskorch.domain.task import OnServerExit
+from taskorch.work.policy import parts
 
 PREFIX = "TASKORCH_"
 TABLES = frozenset({"recipes"})  # what only config.toml can say
@@ -45,7 +47,7 @@ def _file(path: Path) -> Path:
 
 
 def _folders(text: str) -> str:
-    for folder in filter(None, map(str.strip, text.split(","))):
+    for folder in parts(text):
         if not os.path.isabs(os.path.expanduser(folder)):
             raise ValueError(f"{shown(folder)} is a relative path; use absolute ones, comma-separated")
     return text
@@ -67,7 +69,7 @@ def _keys(limits: dict[str, int]) -> dict[str, int]:
 
 
 def _toolsets(text: str) -> str:
-    for name in filter(None, map(str.strip, text.split(","))):
+    for name in parts(text):
         if name not in TOOLSETS:
             raise ValueError(f"{shown(name)} is no toolset; use {' or '.join(TOOLSETS)}, comma-separated")
     return text
@@ -99,7 +101,7 @@ class Settings(BaseSettings):
     command_max_attempts: Annotated[int, Field(ge=1, le=100, description="default starts of a command")] = 1
     handler_max_attempts: Annotated[int, Field(ge=1, le=100, description="default starts of a handler")] = 3
     on_server_exit: Annotated[
-        Literal["survive", "stop"], Field(description="default: what commands do when the server goes away")
+        OnServerExit, Field(description="default: what commands do when the server goes away")
     ] = "survive"
     grace_seconds: Annotated[float, Field(ge=0, le=60, description="between TERM and KILL")] = 5
     wait_cap_seconds: Annotated[float, Field(ge=1, le=3600, description="longest wait of one call")] = 50

@@ -21,6 +21,7 @@ from taskorch.cli.hosts import Host, HostName
 from taskorch.config import PREFIX, Settings, unknown_variables
 from taskorch.domain.errors import did_you_mean, shown
 from taskorch.storage.place import utc
+from taskorch.work.policy import parts
 
 FAILED = 1
 USAGE = 2
@@ -87,7 +88,7 @@ def entry(host: Host, present: Mapping[str, Any], variables: Mapping[str, str], 
     env = dict(cast(Mapping[str, Any], kept)) if isinstance(kept, dict) else {}
     env.update(variables)
     if allowed:
-        named = [name.strip() for name in str(env.get(ALLOW) or "").split(",")]
+        named = parts(str(env.get(ALLOW) or ""))
         env[ALLOW] = ",".join(dict.fromkeys(filter(None, [*named, *allowed])))
     return made | ({"env": env} if env else {})
 

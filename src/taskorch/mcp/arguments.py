@@ -20,6 +20,7 @@ from pydantic import (
 
 from taskorch.domain.errors import InvalidInput, cut, readable, shown
 from taskorch.domain.fields import Plain, plain_schema
+from taskorch.domain.task import OnDependencyFailure, OnServerExit
 from taskorch.mcp.moments import moment, number, seconds
 from taskorch.mcp.wording import iso
 from taskorch.storage.ids import FULL_ID
@@ -131,14 +132,14 @@ class TaskWish(Arguments):
     delay_seconds: Delay | None = None
     run_at: Time | None = None
     expires_at: Annotated[Time | None, Field(description="fails if not started by then")] = None
-    on_server_exit: Annotated[Literal["survive", "stop"], Word] | None = None
+    on_server_exit: Annotated[OnServerExit, Word] | None = None
     labels: Labels = []
     depends_on: Annotated[
         list[Id],
         Field(max_length=1000, description="ids or names: starts when they have completed"),
         AfterValidator(_unique),
     ] = []
-    on_dependency_failure: Annotated[Literal["cancel", "fail", "run"], Word] = "cancel"
+    on_dependency_failure: Annotated[OnDependencyFailure, Word] = "cancel"
     retry: Annotated[
         dict[str, Any] | None,
         Field(description="on_exit?, fail_on_exit?: exit codes; first_delay_seconds?, factor?, max_delay_seconds?"),

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import tzlocal
@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 
 from taskorch.domain import schedules
 from taskorch.domain.errors import InvalidInput, shown
-from taskorch.domain.task import Schedule, Status, Task
+from taskorch.domain.task import CatchUp, Overlap, Schedule, Status, Task
 from taskorch.mcp.aliases import understood
 from taskorch.mcp.arguments import DAY_SECONDS, DAYS, Arguments, Word, parse
 from taskorch.mcp.moments import duration, seconds
@@ -33,8 +33,8 @@ class ScheduleWish(Arguments):
     cron: str | None = None
     every_seconds: Interval | None = None
     time_zone: str | None = None
-    catch_up: Annotated[Literal["once", "skip", "all"], Word] = "once"
-    overlap: Annotated[Literal["skip", "queue"], Word] = "skip"
+    catch_up: Annotated[CatchUp, Word] = "once"
+    overlap: Annotated[Overlap, Word] = "skip"
 
 
 def wished(raw: Mapping[str, Any]) -> Schedule:

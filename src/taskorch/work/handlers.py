@@ -21,6 +21,7 @@ from taskorch.domain.task import TOOL, Cancelled, Failed, Interrupted, Outcome, 
 from taskorch.storage.rows import dumps
 from taskorch.work import outcomes
 from taskorch.work.attempt import Attempt, Ending, Remains
+from taskorch.work.policy import parts
 
 MAX_ATTEMPTS = 3  # a handler is idempotent by contract, so it is run again after a failure or a crash
 STOP_SECONDS = 0.5  # what an orderly stop leaves a running handler to finish by itself
@@ -201,7 +202,7 @@ def load_handlers(
     by default they run in this one. Raises ImportError when a module is not found; what a module raises while it is
     imported passes through.
     """
-    for module in filter(None, (part.strip() for part in modules.split(","))):
+    for module in parts(modules):
         importlib.import_module(module)
     return {
         name: (isolated if isolate else Handler)(function, most or max_attempts)
