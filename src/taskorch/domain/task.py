@@ -251,6 +251,7 @@ def with_values(task: Task, **changes: Any) -> Task:
 # How one attempt ended.
 
 RESULT_BYTES = 65_536  # of a result as JSON, at most
+MESSAGE_CHARACTERS = 4_000  # of what is said of an attempt, at most
 
 
 @dataclass(frozen=True, slots=True)

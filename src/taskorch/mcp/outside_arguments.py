@@ -4,12 +4,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from taskorch.domain.task import RESULT_BYTES
+from taskorch.domain.task import MESSAGE_CHARACTERS, RESULT_BYTES
 from taskorch.mcp.arguments import DAY_SECONDS, LARGEST, Arguments, Id, Label, Line, Version
 from taskorch.mcp.moments import number, seconds
 from taskorch.storage.rows import dumps
-
-MESSAGE_CHARACTERS = 4_000
 
 
 def _result(value: Any) -> Any:

@@ -8,11 +8,10 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from taskorch.domain.errors import NonRetryable, RetryAfter, readable
-from taskorch.domain.task import RESULT_BYTES, Completed, Failed, Outcome, Progress, Reason
+from taskorch.domain.task import MESSAGE_CHARACTERS, RESULT_BYTES, Completed, Failed, Outcome, Progress, Reason
 from taskorch.storage.rows import dumps
 
 RESULT_DEPTH = 32
-MESSAGE_CHARACTERS = 4_000
 NOT_NULL = ConfigDict(ser_json_inf_nan="constants")  # NaN is a mistake to be told of
 
 
@@ -59,8 +58,7 @@ def progress(value: float, total: float | None, message: str | None) -> Progress
     """What a handler says of its progress. Raises ValueError for numbers that JSON cannot hold."""
     if not math.isfinite(value) or not math.isfinite(total or 0):
         raise ValueError(f"progress must be finite numbers, not {value} of {total}")
-    text = message and message.encode("utf-8", "replace").decode()[:MESSAGE_CHARACTERS]
-    return Progress(float(value), None if total is None else float(total), text)
+    return Progress(float(value), None if total is None else float(total), message and bounded(message))
 
 
 def failed(error: BaseException) -> Failed:
@@ -68,13 +66,17 @@ def failed(error: BaseException) -> Failed:
     while isinstance(error, BaseExceptionGroup):
         error = cast(BaseExceptionGroup[BaseException], error).exceptions[0]
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    text = text.encode("utf-8", "replace").decode()[:MESSAGE_CHARACTERS]
     wait_ms = round(error.seconds * 1000) if isinstance(error, RetryAfter) else None
-    return Failed(Reason.ERROR, text, retryable=not isinstance(error, NonRetryable), retry_after_ms=wait_ms)
+    return Failed(Reason.ERROR, bounded(text), retryable=not isinstance(error, NonRetryable), retry_after_ms=wait_ms)
+
+
+def bounded(text: str) -> str:
+    """A message as it can be stored and encoded, cut to size."""
+    return text.encode("utf-8", "replace").decode()[:MESSAGE_CHARACTERS]
 
 
 def _useless(why: str) -> Failed:
-    return Failed(Reason.ERROR, why[:MESSAGE_CHARACTERS], retryable=False)
+    return Failed(Reason.ERROR, bounded(why), retryable=False)
 
 
 def _depth(value: Any) -> int:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from taskorch.storage.rows import dumps
+from taskorch.work.outcomes import bounded
 
 Block = dict[str, Any]
 
 BINARY_CHARACTERS = 1_024  # base64 longer than this is told of, not kept
-MESSAGE_CHARACTERS = 4_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def error_of(answer: Answer) -> str:
 
 def cleaned(text: str) -> str:
     """What can be stored and encoded, bounded."""
-    return text.encode("utf-8", "replace").decode()[:MESSAGE_CHARACTERS].strip()
+    return bounded(text).strip()
 
 
 def _texts(blocks: Sequence[Block]) -> list[str]:
