@@ -101,6 +101,11 @@ def environment() -> dict[str, str]:
 # The ladder
 
 
+def test_every_script_is_a_step_of_the_ladder() -> None:
+    scripts = sorted(path.name for path in Path(schema.__file__).with_name("migrations").glob("*.sql"))
+    assert scripts == [f"{number:03}.sql" for number in range(2, schema.version() + 1)]
+
+
 def test_a_new_file_has_today_s_version_and_needs_no_copy(path: Path) -> None:
     schema.make_ready(path)
     assert user_version(path) == schema.version() == TODAY
