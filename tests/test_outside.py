@@ -163,7 +163,7 @@ async def test_of_one_concurrency_key_one_is_claimed_at_a_time(desk: Desk, other
     assert first and first.name == "a"
     found = await other.claim(Wanted(), "bob", MINUTE)
     assert isinstance(found, Claimed) and found.task.name == "free", "the best for which there is room"
-    assert await desk.nothing() == Nothing(waiting=1, next_run_at=None, others_ready=0, working=2)
+    assert await desk.nothing() == Nothing(waiting=1, next_run_at=None, others_ready=0, working=2, behind=1)
     assert await desk.end(first, FAILED)
     second = await desk.claim(seconds=600)
     assert second and second.name == "b"

@@ -315,6 +315,15 @@ async def test_a_worker_gets_the_results_that_its_payload_takes(client: Client, 
     assert output.facts["text"] == "from outside\n"
 
 
+async def test_a_worker_is_not_sent_away_until_a_schedule_fires_while_one_is_about_to_be_free(client: Client) -> None:
+    await create(client, schedule={"every_seconds": 3600})
+    await create(client, concurrency_key="k")
+    await claim(client)
+    assert "call again then" in (facts := await nothing(client))["hint"] and "free what waits" not in facts["hint"]
+    await create(client, concurrency_key="k")
+    assert "free what waits for it: call again later" in (await nothing(client))["hint"]
+
+
 async def test_a_claim_is_not_lost_on_a_result_that_no_text_may_hold(client: Client) -> None:
     program = {"argv": ["echo", r'{"half": "\ud800"}']}
     first = (await call(client, "create_task", payload=program, wait_seconds=10)).facts

@@ -103,7 +103,7 @@ def _nothing(found: Nothing, wanted: Wanted, view: View) -> Reply:
         hints.append(f"The next one is due in {seconds:.0f} s: call again then.")
     elif found.waiting > found.ready:
         hints.append('Those that wait are held back; list_tasks(status="waiting") says why.')
-    if found.working and found.next_run_at is None and not (found.ready or found.others_ready):
+    if found.working and (found.next_run_at is None or found.behind) and not (found.ready or found.others_ready):
         hints.append("What others work on may fail and come back, or free what waits for it: call again later.")
     hint = " ".join(hints) or "Nothing is left to do."
     facts: Facts = {"claimed": False, "waiting": found.waiting, "working": found.working} | present(

@@ -28,7 +28,8 @@ FITS = f"""(? IS NULL OR EXISTS (SELECT 1 FROM json_each(labels) WHERE value = ?
 PICK = f"{SELECT} WHERE ready = 1 AND kind = ? AND {FITS} ORDER BY rank DESC, seq LIMIT 1"
 KINDS = f"SELECT DISTINCT kind FROM tasks WHERE {WAITS}"
 DIRECTORIES = f"SELECT DISTINCT {DIRECTORY} FROM tasks WHERE {WAITS}"
-WAITING = f"""SELECT count(*), coalesce(sum(ready), 0), min(iif({claims.IN_TIME}, run_at, NULL)) FROM tasks
+WAITING = f"""SELECT count(*), coalesce(sum(ready), 0), coalesce(sum(blocked + held), 0),
+  min(iif({claims.IN_TIME}, run_at, NULL)) FROM tasks
   WHERE {WAITS} AND kind IN (SELECT value FROM json_each(?)) AND {FITS}"""
 WORKING = f"SELECT count(*) FROM tasks WHERE status = 'working' AND owner = {OWNER}"
 OPEN = f"""SELECT t.id, a.worker, t.started_at, t.claim_expires_at FROM tasks t
@@ -62,7 +63,7 @@ class Claimed:
 class Nothing:
     """Why there was nothing to claim: what waits that fits, what is ready but does not fit, what others work on.
 
-    `ready`: what has come to fit and be ready meanwhile.
+    `ready`: what has come to fit and be ready meanwhile. `behind`: what fits and waits for other tasks or their limit.
     """
 
     waiting: int
@@ -70,6 +71,7 @@ class Nothing:
     others_ready: int
     working: int
     ready: int = 0
+    behind: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +149,11 @@ def _claim(
 
 def _nothing(db: sqlite3.Connection, kind: str | None, fits: Fits) -> Nothing:
     kinds = _kinds(db)
-    waiting, ready, next_run_at = db.execute(WAITING, (dumps(kinds if kind is None else [kind]), *fits)).fetchone()
-    _, all_ready, _ = db.execute(WAITING, (dumps(kinds), *[None] * len(fits))).fetchone()
-    return Nothing(waiting, next_run_at, all_ready - ready, db.execute(WORKING).fetchone()[0], ready)
+    waiting, ready, behind, next_run_at = db.execute(
+        WAITING, (dumps(kinds if kind is None else [kind]), *fits)
+    ).fetchone()
+    _, all_ready, *_ = db.execute(WAITING, (dumps(kinds), *[None] * len(fits))).fetchone()
+    return Nothing(waiting, next_run_at, all_ready - ready, db.execute(WORKING).fetchone()[0], ready, behind)
 
 
 def _kinds(db: sqlite3.Connection) -> list[str]:
