@@ -226,6 +226,15 @@ async def test_a_retry_that_could_only_end_again_names_the_task_to_retry(store: 
         await store.retry(test.id, None, "me")
 
 
+async def test_a_completed_task_is_called_so_whatever_became_of_those_before_it(store: Store) -> None:
+    build = await add(store)
+    report = await add(store, build, on_failure="run")
+    await run(store, BROKEN, build)
+    await run(store, DONE, report)
+    with pytest.raises(Conflict, match=r"is completed; retry_task works on failed and cancelled tasks"):
+        await store.retry(report.id, None, "me")
+
+
 async def test_what_waits_for_a_task_that_is_retried_waits_again(store: Store, queries: Queries) -> None:
     """One that would have run all the same has not started yet when its parent gets another chance."""
     build = await add(store)

@@ -144,9 +144,9 @@ class Store:
     async def retry(self, task_id: str, run_at: int | None, by: str) -> Task:
         def retry(tx: Transaction) -> Task:
             before = load(tx, task_id)
+            after = rules.retry(before, run_at, self.now(), dependencies.is_blocked(tx, before))
             dependencies.refuse_retry(tx, before)
-            blocked = dependencies.is_blocked(tx, before)
-            after = save(tx, before, rules.retry(before, run_at, self.now(), blocked))
+            save(tx, before, after)
             note(tx, after, "retried", by, lives.last_words(before))
             return after
 
