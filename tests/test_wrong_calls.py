@@ -211,6 +211,7 @@ TOLD: list[tuple[str, Facts, list[str]]] = [
         for kind in ("shell", "bash", "python", "cmd", "script", "process", "exec", "subprocess", "Command", "run")
     ),
     ("create_task", {"kind": "http"}, ["'http'", "Use one of: command, echo, sleep"]),
+    ("create_task", {"kind": "tool", "payload": {"server": "a"}}, ["TASKORCH_MCP_SERVERS", "command, echo, sleep"]),
     ("create_task", {"kind": "shell", "command": "echo hi"}, ["'command'", 'the kind "command"', "leave out"]),
     ("create_task", {"kind": "sleep", "seconds": 3}, ["'seconds'", 'payload={"seconds": 3}']),
     ("create_task", {"code": "print(1)"}, ["'code'", '["python3", "-c", "print(1)"]']),

@@ -10,7 +10,7 @@ import anyio.to_thread
 from taskorch.domain.errors import InvalidInput, did_you_mean, shown
 from taskorch.domain.kind import Kind
 from taskorch.domain.outside import OUTSIDE, check_kind, is_outside
-from taskorch.domain.task import RECIPE, NewTask, Priority, Status, Task
+from taskorch.domain.task import RECIPE, TOOL, NewTask, Priority, Status, Task
 from taskorch.mcp import arguments as args
 from taskorch.mcp import links
 from taskorch.mcp import schedules as timing
@@ -213,17 +213,22 @@ async def _store(service: Service, wish: Wish) -> tuple[Task, bool]:
 
 
 def _kind(service: Service, name: str) -> Kind:
-    known = sorted(service.kinds)
-    if is_outside(name):
-        if OUTSIDE not in known:
-            how = "Outside workers are switched on by TASKORCH_TOOLSETS=core,worker in the environment of taskorch."
-            raise InvalidInput(f"Unknown kind {shown(name)}. {how} Use one of: {', '.join(known)}.")
+    if is_outside(name) and OUTSIDE in service.kinds:
         check_kind(name)
         return service.kinds[OUTSIDE]
-    if name not in known:
-        near = did_you_mean(RECIPE + name, known) if RECIPE + name in known else did_you_mean(name, known)
-        raise InvalidInput(f"Unknown kind {shown(name)}.{near} Use one of: {', '.join(known)}.")
+    if name not in service.kinds:
+        known = sorted(service.kinds)
+        raise InvalidInput(f"Unknown kind {shown(name)}.{_meant(name, known)} Use one of: {', '.join(known)}.")
     return service.kinds[name]
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """What a kind that there is not may mean, or what switches it on."""
+    if is_outside(name):
+        return " Outside workers are switched on by TASKORCH_TOOLSETS=core,worker in the environment of taskorch."
+    if name == TOOL:
+        return " Tools of other servers can be called when TASKORCH_MCP_SERVERS names a file of such servers."
+    return did_you_mean(RECIPE + name, known) if RECIPE + name in known else did_you_mean(name, known)
 
 
 def _check_expiry(expires_at: int, run_at: int | None, now: int) -> None:
