@@ -1,4 +1,4 @@
-"""Every tool, in both protocol eras: what it does, and that both forms of its reply say what DESIGN §5 promises."""
+"""Every tool, in both protocol eras: what it does, and that both forms of its reply say what docs/replies.md says."""
 
 import re
 from datetime import UTC, datetime, timedelta
