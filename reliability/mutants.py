@@ -181,8 +181,8 @@ def _order_ignored() -> None:
 
 
 def _failure_ignored() -> None:
-    state = dependencies._state
-    dependencies._state = lambda tx, child: replace(state(tx, child), failed=None)
+    state = dependencies.state
+    dependencies.state = lambda tx, child: replace(state(tx, child), failed=None)
 
 
 def _not_brought_back() -> None:

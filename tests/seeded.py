@@ -102,8 +102,8 @@ def _others_as(**wrong: Any) -> Plant:
     """What a task depends on is seen otherwise than it is."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        original = dependencies._state
-        patch.setattr(dependencies, "_state", lambda tx, child: replace(original(tx, child), **wrong))
+        original = dependencies.state
+        patch.setattr(dependencies, "state", lambda tx, child: replace(original(tx, child), **wrong))
 
     return plant
 

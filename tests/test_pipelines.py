@@ -107,6 +107,7 @@ WRONG: list[tuple[list[Facts], list[str]]] = [
         [{"ref": "s", "schedule": {"cron": "@daily"}, "kind": "echo"}, LATER | {"payload": {"x": {"$result": "s"}}}],
         ["tasks[1]: depends_on 's' is a schedule, which has no end", "create_tasks again"],
     ),
+    ([LATER | {"payload": {"x": [{"$result": "a"}] * 1001}}], ["payload takes more than 1000 results"]),
     ([LATER | {"payload": {"x": {"$result": "a", "path": "a..b"}}}], ["path 'a..b' is no JMESPath"]),
 ]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from servers import LEGACY, MODERN, Place, alive, wait_for
+from servers import LEGACY, MODERN, Fifo, Place, Server, alive, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
@@ -91,6 +91,17 @@ def test_a_recipe_of_a_killed_server_is_adopted_by_one_beside_it(
     assert second.call("get_task_output", task_id=task)["text"] == "let through"
 
 
+def waiting(place: Place, configure: Callable[[str], None]) -> tuple[Fifo, Server, str]:
+    """A server with a task of the recipe under way: what lets it end, the server, the task."""
+    configure(WAITS)
+    fifo = place.fifo("gate")
+    first = place.start()
+    task = first.create("recipe:wait", file=fifo.path)
+    first.until_working(task)
+    wait_for(lambda: alive(task))
+    return fifo, first, task
+
+
 def test_a_server_that_does_not_know_the_recipe_adopts_it_all_the_same(
     place: Place, configure: Callable[[str], None]
 ) -> None:
@@ -118,12 +129,7 @@ def test_a_server_that_does_not_know_the_recipe_adopts_it_all_the_same(
 def test_a_recipe_goes_on_when_the_host_closes_and_ends_under_the_next_server(
     place: Place, configure: Callable[[str], None]
 ) -> None:
-    configure(WAITS)
-    fifo = place.fifo("gate")
-    first = place.start()
-    task = first.create("recipe:wait", file=fifo.path)
-    first.until_working(task)
-    wait_for(lambda: alive(task))
+    fifo, first, task = waiting(place, configure)
     assert first.end() == 0
     assert alive(task)
     second = place.start()
@@ -135,12 +141,7 @@ def test_a_recipe_goes_on_when_the_host_closes_and_ends_under_the_next_server(
 def test_a_recipe_that_ended_while_no_server_ran_has_left_its_result(
     place: Place, configure: Callable[[str], None]
 ) -> None:
-    configure(WAITS)
-    fifo = place.fifo("gate")
-    first = place.start()
-    task = first.create("recipe:wait", file=fifo.path)
-    first.until_working(task)
-    wait_for(lambda: alive(task))
+    fifo, first, task = waiting(place, configure)
     first.kill()
     fifo.release("alone")
     wait_for(lambda: not alive(task))

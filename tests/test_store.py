@@ -29,7 +29,7 @@ from taskorch.domain.task import (
     Status,
     Task,
 )
-from taskorch.storage import busy, claims, finding, lapses, outside, schema, servers
+from taskorch.storage import busy, claims, dependencies, finding, lapses, outside, schema, servers
 from taskorch.storage import queries as queries_module
 from taskorch.storage import store as module
 from taskorch.storage.database import Database, Transaction, open_database
@@ -269,6 +269,7 @@ def test_an_attempt_has_an_end_and_an_outcome_or_neither(table: sqlite3.Connecti
         (claims.NEXT_DUE, "tasks_due"),
         (servers.OTHERS, "tasks_working"),
         (finding.BY_NAME, "tasks_name"),
+        (dependencies.STUCK, "tasks_blocked"),
         (finding.BY_PREFIX, "tasks_id"),
         (queries_module.READY_COUNT, "tasks_ready"),
         (queries_module.NEXT_RUN, "tasks_due"),

@@ -167,7 +167,7 @@ async def serve(settings: Settings) -> int:
     server from starting is said in one line.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
-    gc.freeze()  # what was imported stays: walking it takes 50 ms, now and then, of some call
+    gc.freeze()  # what was imported stays: walking it took some calls 60 ms
     code, app = 0, None
     talk = anyio.CancelScope()
 

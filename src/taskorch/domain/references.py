@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 from taskorch.domain import paths
 from taskorch.domain.errors import InvalidInput, cut, shown
 
 KEY = "$result"
-MOST = 100  # in one payload
+MOST = 1_000  # in one payload
 FILLED_BYTES = 262_144  # of a payload whose references are filled in, as JSON
 
 
@@ -22,7 +23,10 @@ class Reference:
 
 def find(payload: Any) -> list[Reference]:
     """All references in a payload. Raises InvalidInput for what looks like one and is none."""
-    return [_read(value) for value in _each(payload)]
+    found = [_read(value) for value in islice(_each(payload), MOST + 1)]
+    if len(found) > MOST:
+        raise InvalidInput(f"payload takes more than {MOST} results. Let another task gather some of them.")
+    return found
 
 
 def renamed(payload: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -81,18 +81,14 @@ def follow(tx: Transaction, now: int) -> None:
             _bring_back(tx, child, now)
 
 
-def refuse_retry(tx: Transaction, task: Task) -> None:
+def refuse_retry(task: Task, found: Parents) -> None:
     """Raise Conflict when a task that the task depends on has failed: it would end again at once."""
-    if (failed := _state(tx, task).failed) is not None:
-        cause = failed.split()[0]
+    if found.failed is not None:
+        cause = found.failed.split()[0]
         raise Conflict(
-            f"{task.label} cannot run: {failed}. Call retry_task(task_id={cause!r}): "
+            f"{task.label} cannot run: {found.failed}. Call retry_task(task_id={cause!r}): "
             "what ended because of that comes back with it."
         )
-
-
-def is_blocked(tx: Transaction, task: Task) -> bool:
-    return _state(tx, task).unfinished
 
 
 def refuse_delete(tx: Transaction, task: Task) -> None:
@@ -142,7 +138,7 @@ def _bring_up(tx: Transaction, child: Task, now: int) -> None:
     """A waiting task goes on waiting, becomes ready, or ends."""
     if child.status is not Status.WAITING:
         return
-    after = rules.follow(child, _state(tx, child), now)
+    after = rules.follow(child, state(tx, child), now)
     if after is child:
         return
     save(tx, child, after)
@@ -153,13 +149,14 @@ def _bring_up(tx: Transaction, child: Task, now: int) -> None:
 
 def _bring_back(tx: Transaction, child: Task, now: int) -> None:
     """A task that ended only because of what is to run again waits for it once more."""
-    after = rules.bring_back(child, _state(tx, child), now)
+    after = rules.bring_back(child, state(tx, child), now)
     if after is not child:
         save(tx, child, after)
         note(tx, after, "retried", BY, lives.last_words(child))
 
 
-def _state(tx: Transaction, child: Task) -> Parents:
+def state(tx: Transaction, child: Task) -> Parents:
+    """What has become of the tasks that a task depends on, counted from their rows."""
     unfinished, failed, on_failure = tx.execute(PARENTS, (child.seq,)).fetchone()
     if failed is None:
         return Parents(bool(unfinished), None, on_failure or "cancel")

@@ -144,8 +144,9 @@ class Store:
     async def retry(self, task_id: str, run_at: int | None, by: str) -> Task:
         def retry(tx: Transaction) -> Task:
             before = load(tx, task_id)
-            after = rules.retry(before, run_at, self.now(), dependencies.is_blocked(tx, before))
-            dependencies.refuse_retry(tx, before)
+            parents = dependencies.state(tx, before)
+            after = rules.retry(before, run_at, self.now(), parents.unfinished)
+            dependencies.refuse_retry(before, parents)
             save(tx, before, after)
             note(tx, after, "retried", by, lives.last_words(before))
             return after
@@ -232,7 +233,8 @@ class Store:
 
     async def repair(self) -> None:
         """Put right what other programs have done to the rows: let go what waits for nothing any more."""
-        await self._database.write(lambda tx: dependencies.repair(tx, self.now()))
+        if await self._database.read(lambda db: db.execute(dependencies.STUCK).fetchone()):
+            await self._database.write(lambda tx: dependencies.repair(tx, self.now()))
 
     async def age(self) -> None:
         """Raise what has waited long, and let in what is held without need. To be called about once a minute."""

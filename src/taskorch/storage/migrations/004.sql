@@ -14,6 +14,7 @@ ALTER TABLE tasks ADD COLUMN claim_expires_at INTEGER            -- when an outs
 DROP INDEX tasks_due;
 CREATE INDEX tasks_due ON tasks(run_at)
   WHERE status = 'waiting' AND ready = 0 AND paused = 0 AND blocked = 0 AND held = 0 AND run_at IS NOT NULL;
+CREATE INDEX tasks_blocked ON tasks(seq) WHERE blocked = 1;
 CREATE INDEX tasks_key_held ON tasks(concurrency_key, kind, rank DESC, seq) WHERE held = 1;
 CREATE INDEX tasks_key_ready ON tasks(concurrency_key, kind, rank DESC, seq)
   WHERE concurrency_key IS NOT NULL AND ready = 1;
