@@ -206,7 +206,8 @@ async def test_a_command_that_fills_the_disk_is_told_how_it_ended(small: Path, m
     monkeypatch.setattr(app, "LEAST_FREE_BYTES", 0)
     monkeypatch.setattr(settler, "RETRY_SECONDS", 0.05)
     hog = small / "hog"
-    script = f"echo begun; echo run >> {small.parent}/runs; cat /dev/zero > {hog}; seq 200000; echo last words; exit 3"
+    kept = f"until grep -qs begun {small}/output/*/*/output; do sleep 0.01; done"  # no event tells the command
+    script = f"echo begun; {kept}; echo run >> {small.parent}/runs; cat /dev/zero > {hog}; seq 200000; exit 3"
     with log_lines() as told:
         async with app.running(settings(small.parent)) as running, connected(running.server, "auto") as client:
             made = await call(client, "create_task", payload={"argv": ["sh", "-c", script]}, max_attempts=2)
