@@ -13,12 +13,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-import anyio
-
 from reliability import records
 from taskorch.domain import rules, schedules
 from taskorch.domain.task import Schedule, Status, Task, with_values
-from taskorch.storage import additions, bulk, claims, dependencies, firings, limits, rows, schema, store
+from taskorch.storage import additions, bulk, claims, dependencies, feeding, firings, limits, rows, schema, store
 from taskorch.storage.ends import _end_attempts as end_attempts
 from taskorch.storage.rows import BY_ID, COLUMNS, encoded, from_row
 from taskorch.work import worker
@@ -94,25 +92,23 @@ def _unfenced(by_status: bool) -> None:
 
 
 def _claim_race() -> None:
-    async def claim(self: Any, owner: int, kinds: Any, free: int) -> list[Task]:
-        found: list[Task] = []
-        for kind in kinds:
-            found += await self._database.read(
-                lambda db, kind=kind: [from_row(row) for row in db.execute(READY, (kind, free))]
-            )
-        await anyio.sleep(0.005)
-        claimed = [(task, rules.claim(task, owner, self.now())) for task in found[:free]]
+    def claim(tx: Any, pool: feeding.Pool, now: int) -> list[Task]:
+        """What could be claimed when the transaction before this one had ended."""
+        ahead = pool.ahead()
+        if ahead is None:
+            return []
+        (held,) = tx.execute(feeding.HELD, (pool.owner,)).fetchone()
+        claimed = [(task, rules.claim(task, pool.owner, now)) for task in seen.get(pool.owner, [])[: pool.slots - held]]
+        for before, after in claimed:
+            _overwrite(tx, _now(tx, before.id), after)
+            values = (after.seq, after.attempt, pool.owner, after.started_at)
+            tx.execute("INSERT OR IGNORE INTO attempts(task, attempt, owner, started_at) VALUES (?,?,?,?)", values)
+        rows = [row for kind in ahead for row in tx.execute(READY, (kind, pool.slots)).fetchall()]
+        seen[pool.owner] = [from_row(row) for row in rows]
+        return [after for _, after in claimed]
 
-        def write(tx: Any) -> list[Task]:
-            for before, after in claimed:
-                _overwrite(tx, _now(tx, before.id), after)
-                values = (after.seq, after.attempt, owner, after.started_at)
-                tx.execute("INSERT OR IGNORE INTO attempts(task, attempt, owner, started_at) VALUES (?,?,?,?)", values)
-            return [after for _, after in claimed]
-
-        return await self._database.write(write) if claimed else []
-
-    store.Store.claim = claim
+    seen: dict[int, list[Task]] = {}
+    feeding.Pools._claim = lambda self, tx, pool, now: claim(tx, pool, now)
 
 
 def _counted_late() -> None:

@@ -144,7 +144,7 @@ def watch(victim: Victim) -> None:
 def _watch_store(victim: Victim, at: Callable[[str], Callable[..., None]]) -> None:
     journal = victim.journal
 
-    def claimed(tasks: Sequence[Task], *_: object) -> None:
+    def claimed(_: object, tasks: Sequence[Task]) -> None:
         for task in tasks:
             journal.write("claim", task.id, task.attempt, task.owner)
         if tasks:
@@ -162,7 +162,7 @@ def _watch_store(victim: Victim, at: Callable[[str], Callable[..., None]]) -> No
             journal.write("adopt", task.id, task.attempt, task.owner)
             victim.point("adopted")
 
-    wrap(store.Store, "claim", None, claimed)
+    wrap(worker.Worker, "_take", claimed)
     wrap(store.Store, "settle_all", at("before settle"), settled)
     wrap(store.Store, "settle", at("before take-over settle"))
     wrap(store.Store, "adopt", at("before adopt"), adopted)

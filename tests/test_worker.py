@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 from fakes import Clock
-from pools import Gate, Loose, Payload, Pool, Told, broken, ok, other_process, write_lock
+from pools import Gate, Payload, Pool, Told, broken, ok, other_process, write_lock
 
 from taskorch.domain import rules
 from taskorch.domain.errors import NonRetryable
@@ -309,26 +309,28 @@ async def test_a_cancel_from_another_process_ends_the_work(pool: Pool, gate: Gat
         group.cancel_scope.cancel()
 
 
-async def test_a_cancel_that_shares_the_commit_of_its_claim_is_not_lost(pool: Pool, tmp_path: Path) -> None:
-    loose, started = Loose(), anyio.Event()
+async def test_a_cancel_that_shares_a_commit_with_what_frees_the_slot_comes_first(
+    pool: Pool, gate: Gate, tmp_path: Path
+) -> None:
+    started = anyio.Event()
 
     async def work(payload: Payload) -> None:
         started.set()
         await anyio.sleep_forever()
 
-    async with pool.running(1, loose=loose, work=work), anyio.create_task_group() as group:
-        await pool.add("loose")
-        await loose.begun.wait()
+    async with pool.running(1, gate=gate.kind, work=work), anyio.create_task_group() as group:
+        await pool.add("gate")
+        await gate.begun.wait()
         task = await pool.add()
         with write_lock(tmp_path):
             group.start_soon(pool.add, "unheard_of")  # it waits for the lock, and the next two wait for it
             await anyio.wait_all_tasks_blocked()
-            loose.open.set()
+            gate.open.set()
             await anyio.wait_all_tasks_blocked()
             group.start_soon(pool.store.cancel, task.id, "", "client")
             await anyio.wait_all_tasks_blocked()
         task = await pool.ended(task)
-    assert (task.status, task.attempt) == (Status.CANCELLED, 1)
+    assert (task.status, task.attempt) == (Status.CANCELLED, 0)
     assert not started.is_set()
 
 
@@ -592,13 +594,11 @@ async def test_claiming_goes_on_when_the_store_is_free_again(
     monkeypatch.setattr(busy, "BUSY_SECONDS", 0.05)
     monkeypatch.setattr(worker, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(settler, "RETRY_SECONDS", 0.05)
-    loose = Loose()
-    async with pool.running(1, loose=loose, work=ok):
-        await pool.add("loose")
-        await loose.begun.wait()
+    has_room = False
+    async with pool.running(1, room=lambda: has_room, work=ok):
         task = await pool.add()
         with write_lock(tmp_path):
-            loose.open.set()
+            has_room = True
             await told.line("could not claim")
         assert (await pool.ended(task)).status is Status.COMPLETED
 

@@ -37,6 +37,9 @@ MOVES: Mapping[Status, frozenset[Status]] = {
     Status.CANCELLED: frozenset({Status.WAITING}),
 }
 
+# What no task has that has ended.
+GONE = {"ready": False, "paused": False, "blocked": False, "held": False, "owner": None, "claim_expires_at": None}
+
 EDITABLE_WAITING = frozenset(
     {"name", "priority", "payload", "run_at", "expires_at", "max_attempts", "timeout_seconds", "labels", "paused"}
 )
@@ -270,8 +273,7 @@ def _must_work(task: Task) -> None:
 
 
 def _end(task: Task, to: Status, now: int, started_at: int | None, **changes: Any) -> Task:
-    gone = {"ready": False, "paused": False, "blocked": False, "held": False, "owner": None, "claim_expires_at": None}
-    return _move(task, to, now, **gone, started_at=started_at, finished_at=now, **changes)
+    return _move(task, to, now, **GONE, started_at=started_at, finished_at=now, **changes)
 
 
 def _wait(task: Task, now: int, *, run_at: int | None, error: Error | None, **changes: Any) -> Task:

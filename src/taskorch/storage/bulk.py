@@ -38,10 +38,14 @@ def update(
     )
 
 
-def select(connection: sqlite3.Connection, columns: tuple[str, ...], query: str, values: Sequence[Any]) -> Rows:
-    """The rows of a query that selects `columns`: numbers, text and NULL only (they pass through JSON)."""
-    found = f"SELECT json_group_array(json_array({', '.join(columns)})) FROM ({query})"
-    return json.loads(connection.execute(found, values).fetchone()[0])
+def select(
+    connection: sqlite3.Connection, columns: tuple[str, ...], query: str, values: Sequence[Any], decoded: str = ""
+) -> Rows:
+    """`columns` of the rows of a query: numbers, text and NULL only, as they pass through JSON.
+
+    `decoded`: the column that holds JSON and comes as what it says.
+    """
+    return json.loads(connection.execute(_select(columns, query, decoded), values).fetchone()[0])
 
 
 def _chunks(rows: Rows) -> Iterator[Rows]:
@@ -53,6 +57,12 @@ def _chunks(rows: Rows) -> Iterator[Rows]:
 
 
 # Only names from this program come into these texts, never a caller's.
+
+
+@cache
+def _select(columns: tuple[str, ...], query: str, decoded: str) -> str:
+    items = ", ".join(f"json({name})" if name == decoded else name for name in columns)
+    return f"SELECT json_group_array(json_array({items})) FROM ({query})"
 
 
 @cache

@@ -12,11 +12,14 @@ from taskorch.domain.task import Task
 from taskorch.storage import bulk, firings, lapses
 from taskorch.storage.database import Transaction
 from taskorch.storage.limits import Limits, without_room
-from taskorch.storage.rows import COLUMNS, SELECT, from_row, note, save, save_all
+from taskorch.storage.rows import READY_COLUMNS, SELECT, changed, dumps, from_ready, from_row, note, save
 
 BATCH = 500  # rows that one transaction promotes at most, so that others get their turn
 SCHEDULES = 20  # of those, schedules: after a long sleep each takes milliseconds
-CLAIMED = ("status", "ready", "attempt", "owner", "started_at", "error", "progress", "updated_at", "version")
+# What rules.claim makes of a row, for all that are claimed together.
+CLAIM = """UPDATE tasks SET status = 'working', ready = 0, attempt = attempt + 1, owner = ?, started_at = ?,
+  error = NULL, progress = NULL, updated_at = ?, version = version + 1
+  WHERE seq IN (SELECT value FROM json_each(?))"""
 ATTEMPT_BEGIN = ("task", "attempt", "owner", "started_at")
 READY = f"{SELECT} WHERE ready = 1 AND kind = ? ORDER BY rank DESC, seq LIMIT ?"
 IN_TIME = "status = 'waiting' AND ready = 0 AND paused = 0 AND blocked = 0 AND held = 0 AND run_at IS NOT NULL"
@@ -59,10 +62,14 @@ def take(
         for task in over:
             save(tx, task, readiness.hold(task))
         chosen = _choose(find(), kinds, free)
-    claimed = [(task, rules.claim(task, owner, now)) for task in chosen]
-    save_all(tx, claimed, CLAIMED)
-    bulk.insert(tx, "attempts", ATTEMPT_BEGIN, [(task.seq, task.attempt, owner, now) for _, task in claimed])
-    return [task for _, task in claimed]
+    if not chosen:
+        return []
+    claimed = [rules.claim(task, owner, now) for task in chosen]
+    tx.execute(CLAIM, (owner, now, now, dumps([task.seq for task in chosen])))
+    bulk.insert(tx, "attempts", ATTEMPT_BEGIN, [(task.seq, task.attempt, owner, now) for task in claimed])
+    for before, after in zip(chosen, claimed, strict=True):
+        changed(tx, before, after)
+    return claimed
 
 
 def _choose(found: Sequence[Task], kinds: Mapping[str, int], free: int) -> list[Task]:
@@ -110,9 +117,9 @@ def restore(tx: Transaction, now: int) -> None:
 
 
 def runnable(tx: Transaction, query: str, values: Sequence[Any], now: int) -> list[Task]:
-    """The ready tasks that a query finds. Those that may not run after all leave the index, for others behind them."""
+    """What a query finds in the ready index. Those that may not run after all leave it, for others behind them."""
     while True:
-        found = [from_row(row) for row in bulk.select(tx, COLUMNS, query, values)]
+        found = [from_ready(row) for row in bulk.select(tx, READY_COLUMNS, query, values, decoded="payload")]
         stale = [task for task in found if not readiness.may_run(task, now)]
         if not stale:
             return found

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -26,19 +27,23 @@ from taskorch.storage.originals import Displaced, Originals
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+Done = tuple[list[Any], list[Callable[[], None]]]  # of a transaction: what it changed, and what is to be called
+NOTHING: Done = ([], [])
 log = logging.getLogger(__name__)
 
 
 class Transaction(sqlite3.Connection):
     """What a transaction function gets: the connection, and lists of what it did.
 
-    `changed` is told to listeners after the commit; `moved` is what `before_commit` keeps the counts by.
+    `changed` is told to listeners after the commit; `moved` is what `before_commit` keeps the counts by. `afterwards`
+    is called in the event loop, once all of it is on disk.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.changed: list[Any] = []
         self.moved: list[Any] = []
+        self.afterwards: list[Callable[[], None]] = []
 
 
 @dataclass(slots=True, eq=False)
@@ -113,24 +118,18 @@ class Database:
                     await self._bell.wait()
                     continue
                 batch, self._queue = self._queue, []
-                changed = await self._commit(batch)
+                changed, afterwards = await self._commit(batch)
                 for write in batch:
                     _answer(write)
-                if changed:
-                    self._tell(changed)
+                for call in (*afterwards, partial(self.on_commit, changed)) if changed else afterwards:
+                    _call(call)
 
     def close(self) -> None:
         """Let the writer end once the queue is empty."""
         self._closing = True
         self._bell.set()
 
-    def _tell(self, changed: list[Any]) -> None:
-        try:
-            self.on_commit(changed)
-        except Exception:  # a broken listener must not end the writer
-            log.exception("a listener failed")
-
-    async def _commit(self, batch: list[_Write]) -> list[Any]:
+    async def _commit(self, batch: list[_Write]) -> Done:
         try:
             try:
                 if self._is_closed:
@@ -147,9 +146,9 @@ class Database:
             failure = store_error(error)
             for write in batch:
                 write.error = failure
-            return []
+            return NOTHING
 
-    def _run(self, tx: Transaction, batch: list[_Write]) -> list[Any]:
+    def _run(self, tx: Transaction, batch: list[_Write]) -> Done:
         """On the connection's thread: one BEGIN, all functions, one COMMIT.
 
         If one of them is refused, all is undone and done once more, each in a savepoint, which costs two statements.
@@ -160,12 +159,10 @@ class Database:
             if len(batch) > 1:
                 return self._transact(tx, batch, _each)
             batch[0].error = _refusal(refused.reason)
-            return []
+            return NOTHING
 
-    def _transact(
-        self, tx: Transaction, batch: list[_Write], do: Callable[[Transaction, list[_Write]], None]
-    ) -> list[Any]:
-        tx.changed, tx.moved = [], []
+    def _transact(self, tx: Transaction, batch: list[_Write], do: Callable[[Transaction, list[_Write]], None]) -> Done:
+        tx.changed, tx.moved, tx.afterwards = [], [], []
         begin(tx, lambda: self._closing, batch[0].until)
         try:
             self._originals.check()
@@ -178,7 +175,7 @@ class Database:
             if tx.in_transaction:  # a full disk or an I/O error may have rolled back already
                 tx.execute("ROLLBACK")
             raise
-        return tx.changed
+        return tx.changed, tx.afterwards
 
     async def _open_anew(self) -> None:
         """Somebody removed a file that is open: save what was committed, and go on with the files of those names."""
@@ -260,6 +257,13 @@ def _each(tx: Transaction, batch: list[_Write]) -> None:
 
 def _refusal(error: Exception) -> Exception:
     return store_error(error) if isinstance(error, sqlite3.Error) else error
+
+
+def _call(listener: Callable[[], None]) -> None:
+    try:
+        listener()
+    except Exception:  # a broken listener must not end the writer
+        log.exception("a listener failed")
 
 
 def _answer(write: _Write) -> None:

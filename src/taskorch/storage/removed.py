@@ -1,8 +1,10 @@
 """What became of tasks that are no longer stored: when they were removed and by whom, for a while."""
 
 import sqlite3
+from collections.abc import Sequence
 
 from taskorch.domain.task import Task
+from taskorch.storage import dependencies
 from taskorch.storage.database import Transaction
 
 RETENTION = ""  # who removed it, where no client did: a client's name is never empty
@@ -30,6 +32,14 @@ def told(db: sqlite3.Connection, reference: str) -> str:
     which = f" ({task_id})" if task_id != reference else ""
     how = "its retention ended" if by == RETENTION else f"deleted by {by}"
     return f" It was removed at {when}{which}: {how}."
+
+
+def retire(tx: Transaction, tasks: Sequence[Task], now: int) -> int:
+    """Remove ended tasks, but not what was retried since it was read, nor whose results others still wait for."""
+    gone = [task for task in tasks if dependencies.delete_unneeded(tx, task)]
+    for task in gone:
+        note(tx, task, RETENTION, now)
+    return len(gone)
 
 
 def prune(tx: Transaction, now: int) -> None:

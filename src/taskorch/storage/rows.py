@@ -9,7 +9,18 @@ from functools import cache
 from typing import Any
 
 from taskorch.domain.errors import NotFound
-from taskorch.domain.task import Error, Priority, Progress, Reason, Retry, Schedule, Status, Task, with_values
+from taskorch.domain.task import (
+    BLANK,
+    Error,
+    Priority,
+    Progress,
+    Reason,
+    Retry,
+    Schedule,
+    Status,
+    Task,
+    with_values,
+)
 from taskorch.storage import bulk
 from taskorch.storage.database import Transaction
 
@@ -23,6 +34,13 @@ DELETE = "DELETE FROM tasks WHERE seq = ? AND id = ? AND version = ?"
 COUNT = "UPDATE counts SET tasks = tasks + ? WHERE status = ? AND priority = ?"
 NOTE = "INSERT INTO events(task, at, event, by, detail) VALUES (?, ?, ?, ?, ?)"
 
+# What the place in the ready index says of a row already, as the table's CHECKs hold: the rest is what a claim reads.
+_OF_READY = (
+    *("status", "ready", "paused", "blocked", "held", "owner", "claim_expires_at", "schedule", "progress", "result"),
+    *("cancel_requested_at", "cancel_reason", "finished_at"),
+)
+READY_COLUMNS = tuple(name for name in COLUMNS if name not in _OF_READY)
+
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _STATUSES = {str(status): status for status in Status}
 _PRIORITIES = {int(priority): priority for priority in Priority}
@@ -34,26 +52,37 @@ def dumps(value: Any) -> str:
 
 
 def from_row(row: Sequence[Any]) -> Task:
-    task = object.__new__(Task)
-    values = task.__dict__  # as in with_values: a copy in one step
-    values.update(zip(COLUMNS, row, strict=True))
+    values = dict(zip(COLUMNS, row, strict=True))
     values["payload"] = json.loads(values["payload"])
     values["status"] = _STATUSES[values["status"]]
-    values["priority"] = _PRIORITIES[values["priority"]]
-    values["labels"] = tuple(json.loads(values["labels"])) if values["labels"] else ()
-    for flag in ("ready", "paused", "blocked", "held", "delete_requested"):
+    for flag in ("ready", "paused", "blocked", "held"):
         values[flag] = bool(values[flag])
     if values["result"] is not None:
         values["result"] = json.loads(values["result"])
+    if values["progress"] is not None:
+        values["progress"] = Progress(**json.loads(values["progress"]))
+    if values["schedule"] is not None:
+        values["schedule"] = Schedule(**json.loads(values["schedule"]))
+    return _task(values)
+
+
+def from_ready(row: Sequence[Any]) -> Task:
+    """A row of the ready index: READY_COLUMNS, its payload decoded."""
+    return _task(BLANK.__dict__ | dict(zip(READY_COLUMNS, row, strict=True)))
+
+
+def _task(values: dict[str, Any]) -> Task:
+    """The Task of these values, once what every row has to say is decoded."""
+    values["priority"] = _PRIORITIES[values["priority"]]
+    values["labels"] = tuple(json.loads(values["labels"])) if values["labels"] else ()
+    values["delete_requested"] = bool(values["delete_requested"])
     if values["error"] is not None:
         error = json.loads(values["error"])
         values["error"] = Error(Reason(error["reason"]), error["message"], error.get("exit_code"))
-    if values["progress"] is not None:
-        values["progress"] = Progress(**json.loads(values["progress"]))
     if values["retry"] is not None:
         values["retry"] = _retry(**json.loads(values["retry"]))
-    if values["schedule"] is not None:
-        values["schedule"] = Schedule(**json.loads(values["schedule"]))
+    task = object.__new__(Task)
+    object.__setattr__(task, "__dict__", values)  # as in with_values
     return task
 
 

@@ -5,7 +5,7 @@ Each change is told to the listeners after its commit, with the rows as they are
 
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from taskorch.domain.task import NewTask, Outcome, Progress, Task
 from taskorch.storage import additions, ageing, claims, dependencies, lives, removed, servers
 from taskorch.storage.database import Database, Transaction
 from taskorch.storage.ends import End, settle
+from taskorch.storage.feeding import Pool, Pools
 from taskorch.storage.limits import Limits, refill
 from taskorch.storage.queries import past_retention
 from taskorch.storage.rows import (
@@ -67,6 +68,7 @@ class Store:
         self._looked_at = ""  # the last concurrency_key that `age` has looked at
         self._database = database
         self._listeners: list[Listener] = []
+        self._pools = Pools(self._limits)
         self._latest = 1 << 62  # by the clock when due tasks were last looked for; not yet: it may have been set back
         database.before_commit = self._before_commit
         database.on_commit = self._tell
@@ -79,6 +81,14 @@ class Store:
             yield
         finally:
             self._listeners.remove(listener)
+
+    def feeding(self, pool: Pool) -> AbstractContextManager[None]:
+        """While the block lasts, what the pool can begin is claimed for it in the commit that makes it possible."""
+        return self._pools.feeding(pool)
+
+    async def feed(self) -> None:
+        """Claim for the pools what others have made ready. Raises StoreError."""
+        await self._database.write(lambda tx: self._pools.feed(tx, self.now()))
 
     async def follow_others(self, woken: Callable[[], Awaitable[None]] = anyio.sleep_forever) -> None:
         """Tell the listeners of other processes' commits: an empty list means that any row may have changed.
@@ -176,11 +186,7 @@ class Store:
     # What workers do.
 
     async def claim(self, owner: int, kinds: Mapping[str, int], free: int) -> list[Task]:
-        """Take ready tasks for `owner`, best first: `free` of any kind, and of each kind up to kinds[kind] ahead.
-
-        What is taken ahead has a further start left, so that a crash cannot spend its last one.
-        """
-
+        """Take ready tasks for `owner`, best first, as `claims.claim` says, where no pool is fed."""
         return await self._database.write(lambda tx: claims.claim(tx, owner, kinds, free, self._limits, self.now()))
 
     async def settle(self, task: Task, outcome: Outcome, started_at: int | None = None) -> bool:
@@ -272,7 +278,7 @@ class Store:
         cutoffs = (self.now() - keep_ms, self.now() - keep_failed_ms)
         while after is not None:
             old, after = await self._database.read(partial(past_retention, after=after, cutoffs=cutoffs))
-            gone += await self._database.write(partial(_remove, tasks=old, now=self.now())) if old else 0
+            gone += await self._database.write(partial(removed.retire, tasks=old, now=self.now())) if old else 0
         await self._database.write(lambda tx: removed.prune(tx, self.now()))
         return gone
 
@@ -289,6 +295,7 @@ class Store:
         """What the changes mean to other tasks belongs to the same commit."""
         dependencies.follow(tx, self.now())
         refill(tx, self._limits, self.now())
+        self._pools.follow(tx, self.now())
         keep_counts(tx)
 
     async def _as_left(self, tasks: Sequence[Task]) -> Sequence[Task]:
@@ -308,11 +315,3 @@ class Store:
     def _tell(self, changed: Sequence[Change]) -> None:
         for listener in tuple(self._listeners):
             listener(changed)
-
-
-def _remove(tx: Transaction, tasks: Sequence[Task], now: int) -> int:
-    # Not what was retried since it was read, and not whose results others still wait for.
-    gone = [task for task in tasks if dependencies.delete_unneeded(tx, task)]
-    for task in gone:
-        removed.note(tx, task, removed.RETENTION, now)
-    return len(gone)

@@ -1,6 +1,7 @@
 """Writes how attempts ended, all that have come together in one commit, so that slots need not wait for the disk."""
 
 import logging
+import time
 from collections.abc import Callable
 
 import anyio
@@ -20,23 +21,17 @@ log = logging.getLogger(__name__)
 
 
 class Settler:
-    """`run` it, hand it each end, `flush` it last; `on_written` is called after each write.
+    """`run` it, hand it each end, `flush` it last; `on_written` is called after each write with how long it took (s).
 
     A crash may repeat what is not written yet: handlers allow it.
     """
 
-    def __init__(self, store: Store, on_written: Callable[[], None]) -> None:
+    def __init__(self, store: Store, on_written: Callable[[float], None]) -> None:
         self._store = store
         self._on_written = on_written
         self._ends: list[End] = []
-        self._writing = 0
         self._ended = anyio.Event()
         self._written = anyio.Event()
-
-    @property
-    def unwritten(self) -> int:
-        """Attempts that have ended, and that the store still calls working."""
-        return len(self._ends) + self._writing
 
     def end(self, task: Task, outcome: Outcome, started_at: int | None) -> None:
         """An attempt has ended; `started_at` is when it really began (ms), None: as the claim says."""
@@ -64,7 +59,7 @@ class Settler:
         ends, self._ends = self._ends, []
         if not ends:
             return True
-        self._writing = len(ends)
+        began = time.perf_counter()
         with anyio.CancelScope(shield=True):  # also when the worker is torn down
             try:
                 lost = await self._store_together(ends)
@@ -72,13 +67,11 @@ class Settler:
                 log.error("the ends of %s attempts could not be stored: %s", len(ends), error)
                 self._ends = ends + self._ends
                 return False
-            finally:
-                self._writing = 0
             for task in lost:
                 log.warning(LOST, task.id, task.attempt)
         self._written.set()
         self._written = anyio.Event()
-        self._on_written()
+        self._on_written(time.perf_counter() - began)
         return True
 
     async def _store_together(self, ends: list[End]) -> list[Task]:

@@ -11,6 +11,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from taskorch.domain.errors import StoreError
 from taskorch.domain.task import Failed, Interrupted, Outcome, Reason, Status, Task
+from taskorch.storage.feeding import Pool
 from taskorch.storage.servers import Peer
 from taskorch.storage.store import Change, Store
 from taskorch.work.attempt import Attempt, Ending, Kind, Remains, kind_of, left_as, ready, unbegun
@@ -58,14 +59,13 @@ class Worker:
         self._unwanted: set[tuple[str, int]] = set()  # attempts that were cancelled before they began
         self._pace = {name: Pace(slots if kind.in_process else 0) for name, kind in kinds.items()}
         self._dirty: set[Attempt] = set()
-        self._settler = Settler(store, lambda: self._work.set())  # a slot is free again
+        self._settler = Settler(store, self._committed)
         self._suspects: set[str] = set()  # taken over after a crash: one of them may have caused it
         self._others: list[Peer] = []
         self._foreign = anyio.Event()  # another process has changed something
         self._foreign.set()
-        self._drained = False  # the last claim left slots free, and nothing became ready since
         self._stopping = anyio.Event()
-        self._work = anyio.Event()  # something may be claimable
+        self._work = anyio.Event()  # something may be claimable that no commit of ours has claimed
         self._given = anyio.Event()  # the queue has something for a slot
         self._due = anyio.Event()  # the next due time may have changed
         self._told = anyio.Event()  # an attempt has reported progress
@@ -84,7 +84,8 @@ class Worker:
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Work until `stop`; then end, let go or give back what is under way, and return."""
         self._loop = asyncio.get_running_loop()
-        with self._store.listening(self._heard):
+        pool = Pool(self._owner, self._slots, self._ahead, self._take)
+        with self._store.listening(self._heard), self._store.feeding(pool):
             try:
                 async with anyio.create_task_group() as upkeep:
                     for loop in (self._promote, self._settler.run, self._write_progress):
@@ -150,64 +151,64 @@ class Worker:
                 pace.ran(time.perf_counter() - began)
             if attempt.ending is Ending.LOST:
                 log.warning(LOST, task.id, task.attempt)
+                self._work.set()
             elif outcome is not None:
                 self._settler.end(task, outcome, None if adopted else started_at)
-            self._work.set()
+            else:
+                self._work.set()
 
     async def _run(self, kind: Kind, attempt: Attempt) -> Outcome | None:
         if attempt.ending and not attempt.adopted:
             return unbegun(attempt.ending)
         return (None if attempt.adopted else await self._prepare(attempt)) or await kind.run(attempt)
 
-    def _give_back(self) -> None:
-        """Return what was claimed and has not begun."""
+    # Claiming.
+
+    def _ahead(self) -> dict[str, int] | None:
+        """How many of each kind to claim beyond the free slots; None: none at all. Called on the store's thread."""
+        if self._stopping.is_set():
+            return None
+        if not self._room():
+            self._loop.call_soon_threadsafe(lambda: self._work.set())
+            return None
+        return {name: 0 if self._suspects else pace.ahead for name, pace in self._pace.items()}
+
+    def _take(self, claimed: Sequence[Task]) -> None:
+        self._queue.extend(claimed)
+        self._given.set()
+
+    def _committed(self, seconds: float) -> None:
+        for pace in self._pace.values():
+            pace.committed(seconds)
+
+    async def _claim(self) -> None:
+        """Claim what no commit of ours could: at the start, and after others' changes."""
+        while not self._stopping.is_set():
+            self._work = work = anyio.Event()  # before looking: what comes in between is not missed
+            if not self._room():
+                log.error("the disk is nearly full: no task is started")
+                await anyio.sleep(RETRY_SECONDS)
+            elif await self._ask():
+                await work.wait()
+        await self._ask()  # takes none any more: what was claimed meanwhile has come when this returns
         while self._queue:
             self._settler.end(self._queue.popleft(), Interrupted("the server stopped before it began"), None)
 
-    # Claiming.
-
-    async def _claim(self) -> None:
-        while not self._stopping.is_set():
-            self._work = work = anyio.Event()  # before looking: what comes in between is not missed
-            if not await self._claim_batch():
-                await work.wait()
-        self._give_back()
-
-    async def _claim_batch(self) -> bool:
-        """Claim what there is room for; False when there is no room, or nothing is ready."""
-        queued = len(self._queue)
-        free = max(0, self._slots - self.busy - self._settler.unwritten - queued)
-        ahead = {name: 0 if self._suspects else pace.ahead for name, pace in self._pace.items()}
-        if self._drained or (free == 0 and queued * 2 >= max(ahead.values(), default=0)):
-            return False
-        if not self._room():
-            log.error("the disk is nearly full: no task is started")
-            await anyio.sleep(RETRY_SECONDS)
-            return True
-        self._drained = True  # unless it turns out otherwise, now or by what becomes ready meanwhile
-        began = time.perf_counter()
+    async def _ask(self) -> bool:
         try:
-            more = {name: max(0, most - queued) for name, most in ahead.items()}
-            claimed = await self._store.claim(self._owner, more, free)
+            await self._store.feed()
         except StoreError as error:
             log.error("could not claim: %s", error)
-            self._drained = False
             await anyio.sleep(RETRY_SECONDS)
-            return True
-        for pace in self._pace.values():
-            pace.committed(time.perf_counter() - began)
-        self._drained = self._drained and len(claimed) < free
-        self._queue.extend(claimed)
-        if claimed:
-            self._given.set()
-        return bool(claimed)
+            return False
+        return True
 
     # Upkeep.
 
     def _heard(self, changes: Sequence[Change]) -> None:
         if not changes:
             self._foreign.set()
-            self._may_claim()
+            self._work.set()
             self._due.set()
         for task_id, task in changes:
             if task is None or task.ended:
@@ -215,8 +216,6 @@ class Worker:
                 if self._unwanted:
                     self._unwanted = {key for key in self._unwanted if key[0] != task_id}
             elif task.status is Status.WAITING or task.claim_expires_at is not None:
-                if task.ready:
-                    self._may_claim()
                 if not (task.ready or task.held) or task.expires_at is not None:
                     self._due.set()
             elif task.cancel_requested_at is not None and task.owner == self._owner:
@@ -227,10 +226,6 @@ class Worker:
             attempt.end(Ending.CANCEL)
         else:
             self._unwanted.add((task.id, task.attempt))
-
-    def _may_claim(self) -> None:
-        self._drained = False
-        self._work.set()
 
     async def _promote(self) -> None:
         """Let due tasks into the ready index and end expired ones, sleeping until the next is due."""
