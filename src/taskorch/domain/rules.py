@@ -24,6 +24,7 @@ from taskorch.domain.task import (
     Reason,
     Status,
     Task,
+    of_values,
     with_values,
 )
 
@@ -263,7 +264,8 @@ def _move(task: Task, to: Status, now: int, **changes: Any) -> Task:
     """The one door: every change of a task that a caller can see passes here."""
     if to not in MOVES[task.status]:
         raise Conflict(f"{task.label} is {task.status} and cannot become {to}.{_hint(task)}")
-    return with_values(task, status=to, updated_at=now, version=task.version + 1, **changes)
+    changes |= {"status": to, "updated_at": now, "version": task.version + 1}
+    return of_values(task.__dict__ | changes)
 
 
 def _must_work(task: Task) -> None:

@@ -126,8 +126,10 @@ def waits(db: sqlite3.Connection, tasks: Sequence[Task]) -> Mapping[str, Waits]:
 
 def _children(tx: Transaction, of: Collection[int], these: Collection[int] = ()) -> list[Task]:
     """The tasks that depend on some of those, and which of `these` depend on any."""
+    if not of and not these:
+        return []
     places = json.dumps(sorted(of)), json.dumps(sorted(these))
-    return [from_row(row) for row in tx.execute(CHILDREN, places).fetchall()] if of or these else []
+    return [from_row(row) for row in tx.execute(CHILDREN, places).fetchall()]
 
 
 def _is_back(before: Task, after: Task) -> bool:

@@ -19,6 +19,7 @@ from taskorch.domain.task import (
     Schedule,
     Status,
     Task,
+    of_values,
     with_values,
 )
 from taskorch.storage import bulk
@@ -81,9 +82,7 @@ def _task(values: dict[str, Any]) -> Task:
         values["error"] = Error(Reason(error["reason"]), error["message"], error.get("exit_code"))
     if values["retry"] is not None:
         values["retry"] = _retry(**json.loads(values["retry"]))
-    task = object.__new__(Task)
-    object.__setattr__(task, "__dict__", values)  # as in with_values
-    return task
+    return of_values(values)
 
 
 def load(connection: sqlite3.Connection, task_id: str) -> Task:
