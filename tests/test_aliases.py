@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mcp import Client
 
+from taskorch.calls.aliases import understood
 from taskorch.domain.errors import InvalidInput
-from taskorch.mcp.aliases import understood
 from taskorch.mcp.tools import TOOLS
 
 GIT = {"payload": {"argv": ["git", "fetch"]}}

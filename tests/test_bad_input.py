@@ -11,8 +11,8 @@ from clients import ERAS, Facts, call, connected, raw_call, refusal, settings
 from mcp import Client
 
 from taskorch.app import App, running
+from taskorch.calls.actions import Call
 from taskorch.domain.errors import TaskError
-from taskorch.mcp.actions import Call
 from taskorch.mcp.tools import call_tool
 
 DIRECT = "direct"  # what a client in memory would mend or choke on goes straight to the tools

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from taskorch.calls.policies import RetryWish
 from taskorch.config import PREFIX, TABLES, TOOLSETS, Settings, variables
 from taskorch.domain.recipe import Recipe
 from taskorch.domain.rules import MOVES
 from taskorch.domain.slot import Slot, Table
 from taskorch.domain.task import Phase, Retry, Status
-from taskorch.mcp.policies import RetryWish
 from taskorch.mcp.tools import TOOLS
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "taskorch"
 LINES = 320  # a file that outgrows this has found its seam
 
-DOMAIN, STORAGE, WORK, MCP, CLI = FOLDERS = ("domain", "storage", "work", "mcp", "cli")
+DOMAIN, STORAGE, WORK, CALLS, MCP, CLI = FOLDERS = ("domain", "storage", "work", "calls", "mcp", "cli")
 TOP = {"__init__", "__main__", "app", "config", "logs", "parent"}
 PURE = {  # what the domain may use of others
     *("collections", "cronsim", "dataclasses", "datetime", "difflib", "enum", "functools", "itertools", "jmespath"),
@@ -121,7 +121,7 @@ def test_the_store_knows_nothing_of_those_who_use_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", of(DOMAIN, STORAGE, WORK))
-def test_the_running_side_knows_nothing_of_the_mcp_side(name: str) -> None:
+def test_the_running_side_knows_nothing_of_those_who_call(name: str) -> None:
     assert {folder(found) for found in MODULES[name].all_ours} <= {DOMAIN, STORAGE, WORK}
 
 
@@ -134,12 +134,25 @@ def test_the_running_side_uses_the_sdk_only_as_a_client_of_other_servers_and_loa
     assert not reach("work.remote") & SDK
 
 
-@pytest.mark.parametrize("name", of(MCP))
-def test_the_mcp_side_starts_no_work(name: str) -> None:
+@pytest.mark.parametrize("name", of(CALLS))
+def test_what_a_call_means_does_not_depend_on_who_makes_it(name: str) -> None:
+    assert {folder(one) for one in MODULES[name].all_ours} <= {DOMAIN, STORAGE, WORK, CALLS}
+    assert not MODULES[name].others & SDK
+
+
+@pytest.mark.parametrize("name", of(CALLS, MCP))
+def test_a_call_starts_no_work(name: str) -> None:
     """It has it done through the store; of the running side it reads the output files alone."""
     found = MODULES[name].all_ours
-    assert {folder(one) for one in found} <= {DOMAIN, STORAGE, WORK, MCP}
+    assert {folder(one) for one in found} <= {DOMAIN, STORAGE, WORK, CALLS, MCP}
     assert {one for one in found if folder(one) == WORK} <= {"work.output"}
+
+
+@pytest.mark.parametrize("name", [name for name in of(CLI) if name != "cli.demo"])
+def test_the_command_line_works_without_the_mcp_side(name: str) -> None:
+    """All but the demo, which is a client of a server."""
+    assert MCP not in {folder(one) for one in MODULES[name].all_ours}
+    assert not MODULES[name].others & SDK
 
 
 def test_only_app_knows_both_sides() -> None:

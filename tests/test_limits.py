@@ -13,6 +13,7 @@ from fakes import Clock
 from pools import Gate, Pool, ok, other_process
 
 from taskorch.app import running
+from taskorch.calls.replies import View, task_facts
 from taskorch.domain.readiness import phase
 from taskorch.domain.task import (
     BLANK,
@@ -29,7 +30,6 @@ from taskorch.domain.task import (
     Task,
 )
 from taskorch.mcp.protocol_tasks import _message
-from taskorch.mcp.replies import View, task_facts
 from taskorch.storage import limits
 from taskorch.storage.additions import Wish
 from taskorch.storage.database import Database, Transaction

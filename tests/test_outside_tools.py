@@ -15,9 +15,9 @@ from mcp.shared.exceptions import MCPError
 from test_server import environment, wire
 
 from taskorch.app import App, running
+from taskorch.calls.aliases import understood
 from taskorch.domain.outside import PAYLOAD_BYTES
 from taskorch.domain.task import RESULT_BYTES, Status
-from taskorch.mcp.aliases import understood
 from taskorch.mcp.server import INSTRUCTIONS, WORKERS
 from taskorch.mcp.tools import TOOLS, WORKER, offered
 from taskorch.storage.queries import Filters
@@ -263,7 +263,7 @@ async def test_a_worker_hears_that_it_is_to_stop(client: Client) -> None:
 
 
 async def test_a_task_that_is_to_be_deleted_goes_with_its_worker(client: Client, app: App, monkeypatch: Any) -> None:
-    monkeypatch.setattr("taskorch.mcp.actions.DELETE_SECONDS", 0.0)
+    monkeypatch.setattr("taskorch.calls.actions.DELETE_SECONDS", 0.0)
     await create(client, name="gone")
     task = await claim(client)
     assert (await call(client, "delete_task", task_id="gone", confirm=True)).facts["phase"] == "cancelling"

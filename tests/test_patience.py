@@ -15,8 +15,8 @@ from clients import ERAS, Answer, Facts, call, connected, settings, stored
 from mcp import Client
 
 from taskorch.app import running
+from taskorch.calls import service
 from taskorch.domain.task import Status
-from taskorch.mcp import service
 
 QUARTER = 900.0  # seconds
 BUILT = "4 packages built\n"

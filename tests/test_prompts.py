@@ -13,11 +13,11 @@ from mcp import Client
 from mcp.shared.exceptions import MCPError
 
 from taskorch.app import App, running
+from taskorch.calls.schedules import ScheduleWish
 from taskorch.domain.errors import StoreError
 from taskorch.domain.task import Reason
 from taskorch.mcp import briefs
 from taskorch.mcp.prompts import PROMPTS
-from taskorch.mcp.schedules import ScheduleWish
 from taskorch.mcp.tools import TOOLS
 
 BYTES = 2_048

@@ -23,12 +23,12 @@ from clients import (
 from mcp import Client
 
 from taskorch.app import App, running
+from taskorch.calls.history import full_reply
+from taskorch.calls.replies import Reply, View, list_reply, task_reply
+from taskorch.calls.waits import Tail, wait_reply
+from taskorch.calls.wording import iso
 from taskorch.domain import rules
 from taskorch.domain.task import Completed, Error, Failed, NewTask, Outcome, Priority, Progress, Reason, Status, Task
-from taskorch.mcp.history import full_reply
-from taskorch.mcp.replies import Reply, View, list_reply, task_reply
-from taskorch.mcp.waits import Tail, wait_reply
-from taskorch.mcp.wording import iso
 from taskorch.storage.limits import Full
 from taskorch.storage.queries import History, Page
 from taskorch.work.output import attempt_folder

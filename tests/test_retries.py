@@ -11,11 +11,11 @@ from mcp import Client
 from servers import LEGACY, MODERN, Place, Server
 
 from taskorch.app import running
+from taskorch.calls.arguments import TaskWish
+from taskorch.calls.policies import given_policy
 from taskorch.domain import rules
 from taskorch.domain.readiness import NEVER_RETRIED, backoff_ms
 from taskorch.domain.task import Failed, NewTask, Reason, Retry, Status, Task
-from taskorch.mcp.arguments import TaskWish
-from taskorch.mcp.policies import given_policy
 
 NOW = 1_800_000_000_000
 TRUE = {"payload": {"argv": ["true"]}, "delay_seconds": 3600}  # a command that stays waiting

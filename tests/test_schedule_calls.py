@@ -13,7 +13,7 @@ from clients import Answer, Facts, call, check_row, check_task, connected, refus
 from mcp import Client
 
 from taskorch.app import App, running
-from taskorch.mcp.schedules import machine_zone
+from taskorch.calls.schedules import machine_zone
 
 DAILY = {"cron": "0 7 * * *", "time_zone": "Europe/Berlin"}
 

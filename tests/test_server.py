@@ -37,8 +37,8 @@ from mcp_types import ResourceTemplateReference
 
 from taskorch import __version__
 from taskorch.app import App, running
+from taskorch.calls.arguments import schema
 from taskorch.domain.errors import StoreError
-from taskorch.mcp.arguments import schema
 from taskorch.mcp.resources import Resources
 from taskorch.mcp.server import INSTRUCTIONS, build_server
 from taskorch.mcp.tools import CORE, TOOLS, offered
@@ -337,7 +337,7 @@ async def test_a_store_that_cannot_be_written_is_called_degraded(
 
 
 async def test_a_slow_store_is_called_degraded(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskorch.mcp.health.SLOW_MS", 0.0)
+    monkeypatch.setattr("taskorch.calls.health.SLOW_MS", 0.0)
     facts = await stats(client)
     assert facts["status"] == "degraded" and facts["store"]["write_ms"] >= 0
 

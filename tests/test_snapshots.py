@@ -8,11 +8,11 @@ from typing import Any
 
 from clients import Facts
 
+from taskorch.calls.history import full_reply
+from taskorch.calls.replies import Reply, View, list_reply, output_reply, task_reply
+from taskorch.calls.waits import Tail, wait_reply
 from taskorch.domain import rules
 from taskorch.domain.task import Completed, Failed, NewTask, Outcome, Priority, Progress, Reason, Retry, Schedule, Task
-from taskorch.mcp.history import full_reply
-from taskorch.mcp.replies import Reply, View, list_reply, output_reply, task_reply
-from taskorch.mcp.waits import Tail, wait_reply
 from taskorch.storage.limits import Full
 from taskorch.storage.queries import History, Page
 from taskorch.work.output import Slice

@@ -28,7 +28,8 @@ from mcp import Client
 from mcp_types import Implementation
 
 from taskorch.app import App, running
-from taskorch.mcp import actions, service, tools
+from taskorch.calls import actions, service
+from taskorch.mcp import tools
 
 HOUR = 3600
 LATER = {"kind": "echo", "delay_seconds": HOUR}  # a task that stays waiting

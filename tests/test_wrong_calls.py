@@ -18,10 +18,10 @@ from mcp.shared.exceptions import MCPError
 from test_process import LEGACY, MODERN, Place, Server
 
 from taskorch.app import App, running
+from taskorch.calls.actions import Call
+from taskorch.calls.aliases import understood
+from taskorch.calls.arguments import parse
 from taskorch.domain.errors import InvalidInput, TaskError
-from taskorch.mcp.actions import Call
-from taskorch.mcp.aliases import understood
-from taskorch.mcp.arguments import parse
 from taskorch.mcp.tools import TOOLS, call_tool
 from taskorch.storage.queries import Filters
 

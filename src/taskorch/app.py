@@ -20,6 +20,7 @@ from mcp.server.lowlevel.server import Server
 from mcp.server.stdio import stdio_server
 
 from taskorch import __version__, parent
+from taskorch.calls.service import Service
 from taskorch.config import Settings
 from taskorch.domain.errors import StoreError, TaskError
 from taskorch.domain.kind import Kind as TaskKind
@@ -29,7 +30,6 @@ from taskorch.mcp.answered import Answers, Asked
 from taskorch.mcp.protocol_tasks import serve_protocol_tasks
 from taskorch.mcp.resources import Resources
 from taskorch.mcp.server import build_server, initialization
-from taskorch.mcp.service import Service
 from taskorch.mcp.tools import WORKER
 from taskorch.storage.database import open_database
 from taskorch.storage.outside import OutsideStore

@@ -1,1 +1,1 @@
-"""The MCP side: tools, resources, prompts, and what they answer."""
+"""The MCP side: tools, resources and prompts as hosts and models see them."""

@@ -8,14 +8,14 @@ from datetime import UTC, datetime, timedelta
 
 import anyio.to_thread
 
+from taskorch.calls.arguments import DAY_SECONDS, DAYS
+from taskorch.calls.moments import duration
+from taskorch.calls.replies import CONCISE_BYTES, View, error_facts, error_text, headline, next_call, task_facts
+from taskorch.calls.schedules import machine_zone
+from taskorch.calls.service import Service
+from taskorch.calls.wording import counts_text, cut_bytes, iso, visible, visible_line
 from taskorch.domain.errors import InvalidInput, shown
 from taskorch.domain.task import COMMAND, Reason, Status, Task
-from taskorch.mcp.arguments import DAY_SECONDS, DAYS
-from taskorch.mcp.moments import duration
-from taskorch.mcp.replies import CONCISE_BYTES, View, error_facts, error_text, headline, next_call, task_facts
-from taskorch.mcp.schedules import machine_zone
-from taskorch.mcp.service import Service
-from taskorch.mcp.wording import counts_text, cut_bytes, iso, visible, visible_line
 from taskorch.storage.queries import WINDOW_MS, Filters, History
 from taskorch.work import output
 

@@ -8,10 +8,10 @@ import mcp_types as mt
 from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
 
+from taskorch.calls.service import Service
+from taskorch.calls.wording import clean_text, visible
 from taskorch.domain.errors import InvalidInput, NotFound, did_you_mean, shown
 from taskorch.mcp import briefs
-from taskorch.mcp.service import Service
-from taskorch.mcp.wording import clean_text, visible
 
 Ctx = ServerRequestContext[Any]
 

@@ -16,15 +16,15 @@ import mcp_types as mt
 from mcp.server.lowlevel.server import Server
 from pydantic import TypeAdapter, ValidationError
 
+from taskorch.calls.aliases import understood
+from taskorch.calls.arguments import CreateTask, Seconds
+from taskorch.calls.replies import CONCISE_BYTES, View, progress_text, task_facts, task_reply, why_blocked
+from taskorch.calls.service import Service
+from taskorch.calls.wording import Facts, iso
 from taskorch.domain.errors import InvalidInput, NotFound, StoreError
 from taskorch.domain.task import Phase, Status, Task
-from taskorch.mcp.aliases import understood
-from taskorch.mcp.arguments import CreateTask, Seconds
-from taskorch.mcp.replies import CONCISE_BYTES, View, progress_text, task_facts, task_reply, why_blocked
 from taskorch.mcp.server import result_of
-from taskorch.mcp.service import Service
 from taskorch.mcp.tasks_extension import Body, Ctx, ProtocolTask, declared, extend, handle
-from taskorch.mcp.wording import Facts, iso
 from taskorch.storage.ids import FULL_ID
 from taskorch.storage.lives import Life
 from taskorch.storage.store import Change

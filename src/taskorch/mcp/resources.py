@@ -14,14 +14,14 @@ from mcp.server.session import ServerSession
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourcesListChanged, ResourceUpdated
 from mcp.shared.exceptions import MCPError
 
+from taskorch.calls.health import stats_reply
+from taskorch.calls.history import full_reply
+from taskorch.calls.replies import list_reply, output_reply
+from taskorch.calls.service import Service
+from taskorch.calls.wording import Facts, clean_text, iso, present, visible
 from taskorch.domain.errors import NotFound, StoreError, shown
 from taskorch.domain.kind import Kind
 from taskorch.domain.task import Status, Task
-from taskorch.mcp.health import stats_reply
-from taskorch.mcp.history import full_reply
-from taskorch.mcp.replies import list_reply, output_reply
-from taskorch.mcp.service import Service
-from taskorch.mcp.wording import Facts, clean_text, iso, present, visible
 from taskorch.storage.ids import FULL_ID
 from taskorch.storage.queries import Filters
 from taskorch.storage.rows import dumps

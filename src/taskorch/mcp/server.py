@@ -12,18 +12,18 @@ from mcp.server.models import InitializationOptions
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 from mcp.shared.exceptions import MCPError
 
+from taskorch.calls.actions import Call
+from taskorch.calls.advice import unknown_tool
+from taskorch.calls.arguments import schema
+from taskorch.calls.replies import Reply
+from taskorch.calls.service import Service
+from taskorch.calls.wording import clean_text, visible, visible_line
 from taskorch.domain.errors import TaskError
 from taskorch.domain.task import TOOL
-from taskorch.mcp.actions import Call
-from taskorch.mcp.advice import unknown_tool
-from taskorch.mcp.arguments import schema
 from taskorch.mcp.confirmation import FirstRound, confirmed
 from taskorch.mcp.prompts import Prompts
-from taskorch.mcp.replies import Reply
 from taskorch.mcp.resources import Resources
-from taskorch.mcp.service import Service
 from taskorch.mcp.tools import WORKER, Tool, call_tool, offered
-from taskorch.mcp.wording import clean_text, visible, visible_line
 
 Ctx = ServerRequestContext[Any]
 Params = TypeVar("Params")

@@ -22,9 +22,9 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import MCP_NAME_HEADER, decode_header_value
 from pydantic import Field
 
+from taskorch.calls.wording import clean_text, iso
 from taskorch.domain.errors import TaskError, shown
 from taskorch.mcp.server import caller, private
-from taskorch.mcp.wording import clean_text, iso
 
 Ctx = ServerRequestContext[Any]
 Body = dict[str, Any]

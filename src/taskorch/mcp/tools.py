@@ -4,15 +4,15 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from taskorch.calls import actions, batch, outside
+from taskorch.calls import arguments as args
+from taskorch.calls import outside_arguments as outside_args
+from taskorch.calls.actions import Call
+from taskorch.calls.advice import refuse_wishes
+from taskorch.calls.aliases import understood
+from taskorch.calls.replies import Reply
+from taskorch.calls.service import Service
 from taskorch.domain.errors import InvalidInput
-from taskorch.mcp import actions, batch, outside
-from taskorch.mcp import arguments as args
-from taskorch.mcp import outside_arguments as outside_args
-from taskorch.mcp.actions import Call
-from taskorch.mcp.advice import refuse_wishes
-from taskorch.mcp.aliases import understood
-from taskorch.mcp.replies import Reply
-from taskorch.mcp.service import Service
 
 CORE, WORKER = "core", "worker"  # every server has the first
 

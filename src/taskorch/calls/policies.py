@@ -6,14 +6,14 @@ from typing import Annotated, Any, cast
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo
 
+from taskorch.calls.aliases import right_name
+from taskorch.calls.arguments import DAY_SECONDS, Arguments, TaskWish
+from taskorch.calls.moments import duration, number, seconds
 from taskorch.domain import argv
 from taskorch.domain.errors import InvalidInput, readable, shown
 from taskorch.domain.kind import Kind
 from taskorch.domain.readiness import NEVER_RETRIED, TRY_AGAIN, USUAL
 from taskorch.domain.task import COMMAND, Retry, is_command
-from taskorch.mcp.aliases import right_name
-from taskorch.mcp.arguments import DAY_SECONDS, Arguments, TaskWish
-from taskorch.mcp.moments import duration, number, seconds
 
 TOLD = 3  # words of other systems that one answer explains
 STARTS = 3  # of a command whose policy says that it may be repeated, and that names no number

@@ -7,16 +7,16 @@ from typing import Annotated, Any
 import anyio.to_thread
 from pydantic import Field
 
+from taskorch.calls import arguments as args
+from taskorch.calls import links
+from taskorch.calls.actions import Call, new_task
+from taskorch.calls.advice import refuse_wishes
+from taskorch.calls.aliases import understood
+from taskorch.calls.replies import Reply, View, row_facts, row_line
+from taskorch.calls.service import Service
+from taskorch.calls.wording import Facts
 from taskorch.domain.errors import InvalidInput, shown
 from taskorch.domain.task import NewTask, Task
-from taskorch.mcp import arguments as args
-from taskorch.mcp import links
-from taskorch.mcp.actions import Call, new_task
-from taskorch.mcp.advice import refuse_wishes
-from taskorch.mcp.aliases import understood
-from taskorch.mcp.replies import Reply, View, row_facts, row_line
-from taskorch.mcp.service import Service
-from taskorch.mcp.wording import Facts
 from taskorch.storage.additions import Wish
 from taskorch.storage.ids import new_id
 from taskorch.storage.rows import dumps

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ValidationInfo
 
+from taskorch.calls.wording import iso
 from taskorch.domain.errors import shown
-from taskorch.mcp.wording import iso
 
 ZULU = re.compile(" ?(UTC|GMT|z)$")
 EPOCH = re.compile(r"[0-9]{10}(?:\.[0-9]+)?|[0-9]{13}")

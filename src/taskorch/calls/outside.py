@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 
+from taskorch.calls import outside_arguments as args
+from taskorch.calls.actions import Call
+from taskorch.calls.replies import CONCISE_BYTES, Reply, View, error_facts, error_text, headline, task_facts, task_reply
+from taskorch.calls.service import Service
+from taskorch.calls.wording import Facts, iso, present, visible_line
 from taskorch.domain.errors import InvalidInput, shown
 from taskorch.domain.outside import OUTSIDE, check_kind, is_outside
 from taskorch.domain.task import Completed, Failed, Reason, Task
-from taskorch.mcp import outside_arguments as args
-from taskorch.mcp.actions import Call
-from taskorch.mcp.replies import CONCISE_BYTES, Reply, View, error_facts, error_text, headline, task_facts, task_reply
-from taskorch.mcp.service import Service
-from taskorch.mcp.wording import Facts, iso, present, visible_line
 from taskorch.storage.outside import Claimed, Ended, Nothing, Wanted
 from taskorch.storage.rows import dumps
 

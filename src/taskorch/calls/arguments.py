@@ -18,11 +18,11 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from taskorch.calls.moments import moment, number, seconds
+from taskorch.calls.wording import iso
 from taskorch.domain.errors import InvalidInput, cut, readable, shown
 from taskorch.domain.fields import Plain, plain_schema
 from taskorch.domain.task import OnDependencyFailure, OnServerExit
-from taskorch.mcp.moments import moment, number, seconds
-from taskorch.mcp.wording import iso
 from taskorch.storage.ids import FULL_ID
 from taskorch.storage.rows import dumps
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from taskorch.calls.arguments import TaskWish
+from taskorch.calls.service import Service
 from taskorch.domain import references
 from taskorch.domain.errors import Conflict, InvalidInput, NotFound
 from taskorch.domain.task import NewTask, Task
-from taskorch.mcp.arguments import TaskWish
-from taskorch.mcp.service import Service
 from taskorch.storage.additions import Wish
 from taskorch.storage.dependencies import FIRST, Waits
 from taskorch.storage.ids import new_id

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from itertools import starmap
 from typing import Any
 
+from taskorch.calls.schedules import runs_facts, runs_text
+from taskorch.calls.wording import Facts, counts_text, cut_bytes, cut_json, iso, present, safe_text, seconds_text
 from taskorch.domain import readiness
 from taskorch.domain.errors import shown
 from taskorch.domain.task import Error, Phase, Progress, Reason, Status, Task
-from taskorch.mcp.schedules import runs_facts, runs_text
-from taskorch.mcp.wording import Facts, counts_text, cut_bytes, cut_json, iso, present, safe_text, seconds_text
 from taskorch.storage.dependencies import Waits
 from taskorch.storage.ids import FULL_ID
 from taskorch.storage.limits import Full

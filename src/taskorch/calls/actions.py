@@ -1,4 +1,4 @@
-"""What the tools do: a function each. How they look to a model is in `tools`."""
+"""What the tools do: a function each. How they look to a model is in `mcp.tools`."""
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -7,20 +7,20 @@ from typing import Any
 
 import anyio.to_thread
 
+from taskorch.calls import arguments as args
+from taskorch.calls import links
+from taskorch.calls import schedules as timing
+from taskorch.calls.health import stats_reply
+from taskorch.calls.history import full_reply
+from taskorch.calls.policies import given_policy
+from taskorch.calls.replies import Reply, list_reply, output_reply, task_reply
+from taskorch.calls.service import Service, Tell, missing
+from taskorch.calls.waits import awaited, wait_order, wait_reply
+from taskorch.calls.wording import iso
 from taskorch.domain.errors import InvalidInput, did_you_mean, shown
 from taskorch.domain.kind import Kind
 from taskorch.domain.outside import OUTSIDE, check_kind, is_outside
 from taskorch.domain.task import RECIPE, TOOL, NewTask, Priority, Status, Task
-from taskorch.mcp import arguments as args
-from taskorch.mcp import links
-from taskorch.mcp import schedules as timing
-from taskorch.mcp.health import stats_reply
-from taskorch.mcp.history import full_reply
-from taskorch.mcp.policies import given_policy
-from taskorch.mcp.replies import Reply, list_reply, output_reply, task_reply
-from taskorch.mcp.service import Service, Tell, missing
-from taskorch.mcp.waits import awaited, wait_order, wait_reply
-from taskorch.mcp.wording import iso
 from taskorch.storage.additions import Wish
 from taskorch.storage.queries import Filters
 from taskorch.work import output

@@ -11,11 +11,11 @@ from typing import Any
 
 import anyio.to_thread
 
+from taskorch.calls.replies import Reply
+from taskorch.calls.service import Service
+from taskorch.calls.wording import Facts, counts_text, cut_bytes, iso, visible_line
 from taskorch.domain.errors import StoreError
 from taskorch.domain.task import Status
-from taskorch.mcp.replies import Reply
-from taskorch.mcp.service import Service
-from taskorch.mcp.wording import Facts, counts_text, cut_bytes, iso, visible_line
 from taskorch.storage.outside import OpenClaim
 from taskorch.storage.place import free_bytes, set_aside_files
 from taskorch.storage.queries import HOUR_MS, WINDOW_MS, Stats

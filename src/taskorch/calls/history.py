@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from taskorch.calls.replies import CONCISE_BYTES, Reply, View, details, headline, quoted, task_facts
+from taskorch.calls.schedules import schedule_facts
+from taskorch.calls.wording import Facts, cut_bytes, cut_json, iso, present, visible
 from taskorch.domain.readiness import USUAL
 from taskorch.domain.task import Retry, Task
-from taskorch.mcp.replies import CONCISE_BYTES, Reply, View, details, headline, quoted, task_facts
-from taskorch.mcp.schedules import schedule_facts
-from taskorch.mcp.wording import Facts, cut_bytes, cut_json, iso, present, visible
 from taskorch.storage.queries import History
 from taskorch.storage.rows import dumps
 

@@ -4,9 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from taskorch.domain import readiness
-from taskorch.domain.task import Status, Task
-from taskorch.mcp.replies import (
+from taskorch.calls.replies import (
     CONCISE_BYTES,
     Reply,
     View,
@@ -19,7 +17,9 @@ from taskorch.mcp.replies import (
     state_text,
     waits_facts,
 )
-from taskorch.mcp.wording import Facts, counts_text, cut_bytes, present
+from taskorch.calls.wording import Facts, counts_text, cut_bytes, present
+from taskorch.domain import readiness
+from taskorch.domain.task import Status, Task
 from taskorch.storage.rows import dumps
 
 ROWS = 20

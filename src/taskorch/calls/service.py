@@ -9,11 +9,11 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from taskorch.calls.replies import View
+from taskorch.calls.waits import TAIL_BYTES, TAILS, Tail
 from taskorch.domain.errors import NotFound
 from taskorch.domain.kind import Kind
 from taskorch.domain.task import HIDDEN, OnServerExit, Status, Task
-from taskorch.mcp.replies import View
-from taskorch.mcp.waits import TAIL_BYTES, TAILS, Tail
 from taskorch.storage.ids import FULL_ID, undressed
 from taskorch.storage.outside import OutsideStore
 from taskorch.storage.queries import Queries

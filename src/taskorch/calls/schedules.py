@@ -11,13 +11,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import tzlocal
 from pydantic import BeforeValidator, Field
 
+from taskorch.calls.aliases import understood
+from taskorch.calls.arguments import DAY_SECONDS, DAYS, Arguments, Word, parse
+from taskorch.calls.moments import duration, seconds
+from taskorch.calls.wording import Facts, iso, present
 from taskorch.domain import schedules
 from taskorch.domain.errors import InvalidInput, shown
 from taskorch.domain.task import CatchUp, Overlap, Schedule, Status, Task
-from taskorch.mcp.aliases import understood
-from taskorch.mcp.arguments import DAY_SECONDS, DAYS, Arguments, Word, parse
-from taskorch.mcp.moments import duration, seconds
-from taskorch.mcp.wording import Facts, iso, present
 
 HERE = ("", "local", "localtime", "system")  # no zone's name, but the machine's
 RUNS = 3  # the next ones that a reply tells

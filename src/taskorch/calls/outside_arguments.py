@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from taskorch.calls.arguments import DAY_SECONDS, LARGEST, Arguments, Id, Label, Line, Version
+from taskorch.calls.moments import number, seconds
 from taskorch.domain.task import MESSAGE_CHARACTERS, RESULT_BYTES
-from taskorch.mcp.arguments import DAY_SECONDS, LARGEST, Arguments, Id, Label, Line, Version
-from taskorch.mcp.moments import number, seconds
 from taskorch.storage.rows import dumps
 
 
