@@ -14,7 +14,7 @@ from clients import Gate, call, connected, refused, settings, stored
 from pools import log_lines
 from servers import Place, Server, wait_for
 
-from taskorch import app
+from taskorch import app, engine
 from taskorch.domain.task import Status
 from taskorch.storage.place import free_bytes
 from taskorch.work import settler, worker
@@ -169,7 +169,7 @@ def test_a_file_that_may_not_grow_is_told_as_a_full_disk_and_recovered_from(tmp_
 async def test_nothing_is_started_on_a_disk_that_is_nearly_full_until_there_is_room(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "LEAST_FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(engine, "LEAST_FREE_BYTES", 1 << 20)
     monkeypatch.setattr(worker, "RETRY_SECONDS", 0.05)
     with log_lines() as told:
         async with app.running(settings(small.parent)) as running, connected(running.server, "auto") as client:
@@ -183,7 +183,7 @@ async def test_nothing_is_started_on_a_disk_that_is_nearly_full_until_there_is_r
 async def test_an_end_that_the_full_disk_refuses_is_stored_when_there_is_room(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "LEAST_FREE_BYTES", 0)
+    monkeypatch.setattr(engine, "LEAST_FREE_BYTES", 0)
     monkeypatch.setattr(settler, "RETRY_SECONDS", 0.05)
     gate = Gate()
     handlers = settings(small.parent, handlers="clients")
@@ -203,7 +203,7 @@ async def test_an_end_that_the_full_disk_refuses_is_stored_when_there_is_room(
 
 async def test_a_command_that_fills_the_disk_is_told_how_it_ended(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its output costs bytes; its exit code waits for room to be stored, and nothing runs twice."""
-    monkeypatch.setattr(app, "LEAST_FREE_BYTES", 0)
+    monkeypatch.setattr(engine, "LEAST_FREE_BYTES", 0)
     monkeypatch.setattr(settler, "RETRY_SECONDS", 0.05)
     hog = small / "hog"
     kept = f"until grep -qs begun {small}/output/*/*/output; do sleep 0.01; done"  # no event tells the command

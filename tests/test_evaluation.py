@@ -17,8 +17,9 @@ from clients import connected
 from evals.agents import Agent, Program, Reader, seconds
 from evals.seed import KEEP, seed
 
-from taskorch.app import DAY_MS, running
+from taskorch.app import running
 from taskorch.config import Settings
+from taskorch.engine import DAY_MS
 from taskorch.storage.rows import COLUMNS
 
 ROOT = Path(__file__).parents[1]

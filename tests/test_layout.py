@@ -22,7 +22,7 @@ SOURCE = ROOT / "src" / "taskorch"
 LINES = 320  # a file that outgrows this has found its seam
 
 DOMAIN, STORAGE, WORK, CALLS, MCP, CLI = FOLDERS = ("domain", "storage", "work", "calls", "mcp", "cli")
-TOP = {"__init__", "__main__", "app", "config", "logs", "parent"}
+TOP = {"__init__", "__main__", "app", "config", "engine", "leaving", "logs", "parent"}
 PURE = {  # what the domain may use of others
     *("collections", "cronsim", "dataclasses", "datetime", "difflib", "enum", "functools", "itertools", "jmespath"),
     *("json", "math", "pydantic", "pydantic_core", "random", "re", "shlex", "typing", "zoneinfo"),
@@ -158,6 +158,12 @@ def test_the_command_line_works_without_the_mcp_side(name: str) -> None:
 def test_only_app_knows_both_sides() -> None:
     sides = {name: {folder(one) for one in found.all_ours} for name, found in MODULES.items() if folder(name) != MCP}
     assert [name for name, known in sides.items() if known >= {MCP, WORK}] == ["app"]
+
+
+def test_an_engine_runs_without_the_sdk() -> None:
+    """So that tasks are run where no host is."""
+    assert MCP not in {folder(found) for found in MODULES["engine"].all_ours}
+    assert not reach("engine") & SDK
 
 
 def test_the_command_line_starts_without_the_sdk() -> None:

@@ -16,10 +16,11 @@ from test_server import environment, wire
 
 from taskorch.app import App, running
 from taskorch.calls.aliases import understood
+from taskorch.calls.service import WORKER
 from taskorch.domain.outside import PAYLOAD_BYTES
 from taskorch.domain.task import RESULT_BYTES, Status
 from taskorch.mcp.server import INSTRUCTIONS, WORKERS
-from taskorch.mcp.tools import TOOLS, WORKER, offered
+from taskorch.mcp.tools import TOOLS, offered
 from taskorch.storage.queries import Filters
 from taskorch.work.handlers import handler
 

@@ -38,10 +38,11 @@ from mcp_types import ResourceTemplateReference
 from taskorch import __version__
 from taskorch.app import App, running
 from taskorch.calls.arguments import schema
+from taskorch.calls.service import CORE
 from taskorch.domain.errors import StoreError
 from taskorch.mcp.resources import Resources
 from taskorch.mcp.server import INSTRUCTIONS, build_server
-from taskorch.mcp.tools import CORE, TOOLS, offered
+from taskorch.mcp.tools import TOOLS, offered
 from taskorch.storage import busy
 
 SCHEMAS = Path(__file__).with_name("schemas.json")

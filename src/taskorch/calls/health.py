@@ -12,7 +12,7 @@ from typing import Any
 import anyio.to_thread
 
 from taskorch.calls.replies import Reply
-from taskorch.calls.service import Service
+from taskorch.calls.service import Pool, Service
 from taskorch.calls.wording import Facts, counts_text, cut_bytes, iso, visible_line
 from taskorch.domain.errors import StoreError
 from taskorch.domain.task import Status
@@ -26,18 +26,22 @@ SLOW_MS = 1_000.0  # a store that takes longer for one write is called degraded
 
 
 async def stats_reply(service: Service) -> Reply:
-    """Counts, success rate, durations, ends per hour, queue, workers, health of the store, version, uptime."""
+    """Counts, success rate, durations, ends per hour, queue, workers, health of the store, version, uptime.
+
+    Of a process that runs nothing, what it would tell of itself is left out, and its kinds are those of the servers.
+    """
     now = service.store.now()
     began = time.perf_counter()
     stats = await service.queries.stats(now)
     read_ms = 1000 * (time.perf_counter() - began)
-    store = {"read_ms": round(read_ms, 1)} | await _write_probe(service) | {"bytes": stats.database_bytes}
+    probe = await _write_probe(service) if service.pool else {}  # who only looks writes nothing
+    store = {"read_ms": round(read_ms, 1)} | probe | {"bytes": stats.database_bytes}
     store |= await anyio.to_thread.run_sync(_disk, service)
     facts: Facts = {
-        "status": "healthy" if store["healthy"] else "degraded",
+        "status": "healthy" if store.get("healthy", read_ms < SLOW_MS) else "degraded",
         "timestamp": iso(now),
         "version": service.version,
-        "uptime_seconds": round(time.monotonic() - service.started, 1),
+        **({"uptime_seconds": round(time.monotonic() - service.pool.started, 1)} if service.pool else {}),
         "overview": _overview(stats),
         "status_distribution": stats.by_status,
         "priority_distribution": stats.by_priority,
@@ -45,14 +49,13 @@ async def stats_reply(service: Service) -> Reply:
         "hours": _hours(stats),
         "queue": _queue(stats, now),
         "workers": {
-            "slots": service.slots,
-            "busy": service.busy(),
-            "servers": [_server(s, service.silent()) for s in stats.servers],
-            "kinds": sorted(service.kinds),
+            **({"slots": service.pool.slots, "busy": service.pool.busy()} if service.pool else {}),
+            "servers": [_server(s, service.pool.silent() if service.pool else {}) for s in stats.servers],
+            "kinds": sorted(service.kinds if service.pool else (await service.view()).kinds),
             **_outside(*await service.outside.open_claims(CLAIMS)),
         },
         "store": store,
-        "process": _process(service),
+        **({"process": _process(service.pool)} if service.pool else {}),
     }
     return Reply(_text(facts), facts)
 
@@ -141,11 +144,11 @@ def _disk(service: Service) -> Facts:
     return facts
 
 
-def _process(service: Service) -> Facts:
+def _process(pool: Pool) -> Facts:
     used = resource.getrusage(resource.RUSAGE_SELF)
     peak = used.ru_maxrss if sys.platform == "darwin" else used.ru_maxrss * 1024
-    lived = max(0.001, time.monotonic() - service.started)
-    cpu = 100 * (time.process_time() - service.cpu_started) / lived
+    lived = max(0.001, time.monotonic() - pool.started)
+    cpu = 100 * (time.process_time() - pool.cpu_started) / lived
     return {"pid": os.getpid(), "peak_memory_bytes": peak, "cpu_percent": round(cpu, 1)}
 
 
@@ -160,7 +163,10 @@ def _text(facts: dict[str, Any]) -> str:
     oldest = f", the oldest for {queue['oldest_ready_seconds']} s" if "oldest_ready_seconds" in queue else ""
     following = f", next start {queue['next_run_at']}" if "next_run_at" in queue else ""
     store = facts["store"]
-    writes = f"a write takes {store['write_ms']} ms" if "write_ms" in store else store["error"]
+    reads = f"a read takes {store['read_ms']} ms"
+    writes = f"a write takes {store['write_ms']} ms" if "write_ms" in store else store.get("error", reads)
+    up = f", up {facts['uptime_seconds']} s" if "uptime_seconds" in facts else ""
+    slots = f"{workers['busy']} of {workers['slots']} slots busy, " if "slots" in workers else ""
     free = f", {store['free_bytes']} free on its disk" if "free_bytes" in store else ""
     kept = (
         f"; damaged and moved aside: {', '.join(store['damaged_files_kept'])}" if "damaged_files_kept" in store else ""
@@ -169,12 +175,12 @@ def _text(facts: dict[str, Any]) -> str:
     hangs = f", not responding: pid {', '.join(frozen)}" if frozen else ""
     return "\n".join(
         [
-            f"taskorch {facts['version']} is {facts['status']}, up {facts['uptime_seconds']} s",
+            f"taskorch {facts['version']} is {facts['status']}{up}",
             f"tasks: {counts_text(facts['status_distribution'])}{rate}",
             f"by priority: {counts_text(facts['priority_distribution'])}",
             f"last 24 hours: {performance['ended']} ended, {performance['tasks_per_hour']} an hour{took}",
             f"queue: {queue['ready']} ready{oldest}{following}",
-            f"workers: {workers['busy']} of {workers['slots']} slots busy, {len(workers['servers'])} server(s){hangs}",
+            f"workers: {slots}{len(workers['servers'])} server(s){hangs}",
             *_outside_lines(workers.get("outside")),
             f"kinds: {', '.join(workers['kinds'])} (what they take: tasks://kinds)",
             f"store: {writes}, {store['bytes']} bytes{free}{kept}",

@@ -1,4 +1,4 @@
-"""What the tools and resources work with, and what they share: resolving, viewing, waiting."""
+"""What calls work with, and what they share: resolving, viewing, waiting."""
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -20,6 +20,7 @@ from taskorch.storage.queries import Queries
 from taskorch.storage.store import Change, Store
 from taskorch.work import output
 
+CORE, WORKER = "core", "worker"  # toolsets; every server has the first
 TELL_SECONDS = 5.0  # how often a wait says that it still waits
 TELL_PAUSE_SECONDS = 1.0  # and it says so no more often, however much happens
 
@@ -27,8 +28,19 @@ Tell = Callable[[float, float, str], Awaitable[None]]  # progress of a call: val
 
 
 @dataclass(frozen=True)
+class Pool:
+    """What this process runs. `busy`: attempts under way; `silent`: servers that do not respond, seconds by pid."""
+
+    slots: int
+    busy: Callable[[], int]
+    silent: Callable[[], Mapping[int, float]]
+    started: float = field(default_factory=time.monotonic)
+    cpu_started: float = field(default_factory=time.process_time)
+
+
+@dataclass(frozen=True)
 class Service:
-    """The running server as its MCP side sees it. `busy`: attempts under way in this process.
+    """What calls are made with. `pool`: None in a process that runs nothing, such as the command line.
 
     `toolsets`: what else it offers than the tools that every server has. `fill` puts the results of other tasks into a
     payload that takes them, or raises InvalidInput.
@@ -40,16 +52,12 @@ class Service:
     kinds: Mapping[str, Kind]
     output_folder: Path
     version: str
-    slots: int
-    busy: Callable[[], int]
+    pool: Pool | None
     timeout_seconds: float
     on_server_exit: OnServerExit
     wait_cap_seconds: float
     fill: Callable[[Task], Awaitable[Task]]
     toolsets: Collection[str] = ()
-    silent: Callable[[], Mapping[int, float]] = dict  # servers that do not respond: seconds by pid
-    started: float = field(default_factory=time.monotonic)
-    cpu_started: float = field(default_factory=time.process_time)
 
     async def view(self, tasks: Sequence[Task] = ()) -> View:
         """What replies need to know of this moment, to tell of these tasks why they wait."""

@@ -16,14 +16,14 @@ from taskorch.calls.actions import Call
 from taskorch.calls.advice import unknown_tool
 from taskorch.calls.arguments import schema
 from taskorch.calls.replies import Reply
-from taskorch.calls.service import Service
+from taskorch.calls.service import WORKER, Service
 from taskorch.calls.wording import clean_text, visible, visible_line
 from taskorch.domain.errors import TaskError
 from taskorch.domain.task import TOOL
 from taskorch.mcp.confirmation import FirstRound, confirmed
 from taskorch.mcp.prompts import Prompts
 from taskorch.mcp.resources import Resources
-from taskorch.mcp.tools import WORKER, Tool, call_tool, offered
+from taskorch.mcp.tools import Tool, call_tool, offered
 
 Ctx = ServerRequestContext[Any]
 Params = TypeVar("Params")

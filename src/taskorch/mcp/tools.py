@@ -11,10 +11,8 @@ from taskorch.calls.actions import Call
 from taskorch.calls.advice import refuse_wishes
 from taskorch.calls.aliases import understood
 from taskorch.calls.replies import Reply
-from taskorch.calls.service import Service
+from taskorch.calls.service import CORE, WORKER, Service
 from taskorch.domain.errors import InvalidInput
-
-CORE, WORKER = "core", "worker"  # every server has the first
 
 
 @dataclass(frozen=True, slots=True)
