@@ -1,9 +1,10 @@
 """Servers wake each other: what one stores, another starts at once."""
 
 import os
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import anyio
 import pytest
 from pools import Payload, Pool
 
+from taskorch.app import running
+from taskorch.config import Settings
 from taskorch.domain.task import NewTask, Status
 from taskorch.storage import store as store_module
 from taskorch.storage.database import open_database
@@ -21,7 +24,7 @@ from taskorch.work.bell import Bell
 @pytest.fixture(autouse=True)
 def no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks by itself: only a bell brings news."""
-    monkeypatch.setattr(store_module, "FOLLOW_SECONDS", 3600.0)
+    monkeypatch.setattr(store_module, "TOLD_SECONDS", 3600.0)
 
 
 @asynccontextmanager
@@ -79,10 +82,18 @@ async def test_what_concerns_nobody_else_rings_nowhere(pool: Pool, tmp_path: Pat
         with Bell(pool.folder / "servers", "listener", pool.store) as listener:
             task = await pool.add(run_at=pool.clock.now + 60_000)
             await pool.store.edit(task.id, {"labels": ("x",)}, None, "x")
-            await anyio.wait_all_tasks_blocked()
-            with anyio.move_on_after(0) as silent:
+            heard = anyio.Event()
+
+            async def listen() -> None:
                 await listener.rung()
-            assert silent.cancelled_caught
+                heard.set()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(listen)
+                await anyio.wait_all_tasks_blocked()
+                assert not heard.is_set()
+                listener.tell()
+                await heard.wait()
 
 
 async def test_a_full_or_deserted_fifo_stops_nobody(tmp_path: Path, store: Store) -> None:
@@ -92,3 +103,13 @@ async def test_a_full_or_deserted_fifo_stops_nobody(tmp_path: Path, store: Store
             full.ring()  # to `ringer` alone
         ringer.ring()
     assert [name for name in os.listdir(tmp_path) if name.endswith(".fifo")] == ["deserted.fifo"]
+
+
+async def test_what_a_program_stores_that_rings_nobody_is_noticed(settings: Settings) -> None:
+    told = anyio.Event()
+    async with running(settings) as app:
+        with app.service.store.listening(lambda changes: None if changes else told.set()), anyio.fail_after(15):
+            await anyio.wait_all_tasks_blocked()
+            with closing(sqlite3.connect(settings.state_dir / "taskorch.db")) as other, other:
+                other.execute("UPDATE servers SET version = version")
+            await told.wait()

@@ -23,6 +23,7 @@ from taskorch.storage.outside import OutsideStore
 from taskorch.storage.place import LEAST_FREE_BYTES, free_bytes
 from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store
+from taskorch.storage.watch import Watch
 from taskorch.work.attempt import Kind
 from taskorch.work.bell import Bell
 from taskorch.work.command import Command
@@ -84,6 +85,7 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
         folder.mkdir(mode=0o700, exist_ok=True)
         store = open_store(settings, database)
         with Peers(state / "servers") as peers, Bell(peers.folder, peers.uuid, store) as bell:
+            peers.at_each_beat = Watch(state / "taskorch.db", bell.tell).look
             room = partial(_has_room, state)
             owner = await store.register(peers.uuid, os.getpid(), __version__, sorted(kinds.claimable))
             queries = Queries(database, settings.limits)

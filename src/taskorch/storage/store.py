@@ -37,6 +37,7 @@ Change = tuple[str, Task | None]  # a task's id, and its row after the commit; N
 Listener = Callable[[Sequence[Change]], None]
 
 FOLLOW_SECONDS = 0.25  # how often to look whether another process has committed
+TOLD_SECONDS = 4.0  # the same where somebody tells of it
 MOST_LIVE_TASKS = 2_000_000
 
 HELD_BY = f"{SELECT} WHERE status = 'working' AND owner = ?"
@@ -90,11 +91,12 @@ class Store:
         """Claim for the pools what others have made ready. Raises StoreError."""
         await self._database.write(lambda tx: self._pools.feed(tx, self.now()))
 
-    async def follow_others(self, woken: Callable[[], Awaitable[None]] = anyio.sleep_forever) -> None:
+    async def follow_others(self, told: Callable[[], Awaitable[None]] | None = None) -> None:
         """Tell the listeners of other processes' commits: an empty list means that any row may have changed.
 
-        It looks four times a second, and when `woken` returns.
+        It looks four times a second; with `told`, whenever that returns, and for safety's sake every four seconds.
         """
+        wait, pause = (told, TOLD_SECONDS) if told else (anyio.sleep_forever, FOLLOW_SECONDS)
         seen: int | None = None
         while True:
             with suppress(StoreError):  # whoever reads or writes says so; here it must not end the server
@@ -102,8 +104,8 @@ class Store:
                 if seen is not None and version != seen:
                     self._tell(())
                 seen = version
-            with anyio.move_on_after(FOLLOW_SECONDS):
-                await woken()
+            with anyio.move_on_after(pause):
+                await wait()
 
     async def probe(self) -> None:
         """Make an empty transaction, to see that one can be made. Raises StoreError."""

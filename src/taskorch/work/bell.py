@@ -4,6 +4,7 @@ A byte says that something has changed and nothing else, so lost and merged ones
 store, and looks by itself now and then anyway.
 """
 
+import asyncio
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,13 +19,15 @@ LATER_SECONDS = 0.05  # so long may news wait that others only look at, such as 
 
 
 class Bell:
-    """Use as a context manager. `folder`: where the lock files lie; `name`: this server's uuid."""
+    """Use as a context manager, in the event loop. `folder`: where the lock files lie; `name`: this server's uuid."""
 
     def __init__(self, folder: Path, name: str, store: Store) -> None:
         self._folder = folder
         self._path = folder / f"{name}.fifo"
         self._store = store
         self._fd = -1
+        self._loop = asyncio.get_running_loop()
+        self._rung = anyio.Event()
         self._news = anyio.Event()
         self._urgent = anyio.Event()
 
@@ -32,10 +35,12 @@ class Bell:
         with suppress(OSError, AttributeError):  # a file system without FIFOs: the look now and then remains
             os.mkfifo(self._path, 0o600)
             self._fd = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)  # a writer too: never at its end
+            self._loop.add_reader(self._fd, self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
             self._path.unlink(missing_ok=True)
             os.close(self._fd)
 
@@ -58,13 +63,22 @@ class Bell:
                     _ring(path)
 
     async def rung(self) -> None:
-        """Wait until another server has rung."""
-        if self._fd < 0:
-            await anyio.sleep_forever()
-        await anyio.wait_readable(self._fd)
+        """Wait until another server has rung, or `tell` was called, since this returned last."""
+        await self._rung.wait()
+        self._rung = anyio.Event()
+
+    def tell(self) -> None:
+        """As if another server had rung. May be called by any thread, also after the end."""
+        self._loop.call_soon_threadsafe(self._wake)
+
+    def _hear(self) -> None:
         with suppress(BlockingIOError):
             while os.read(self._fd, 65_536):
                 pass
+        self._wake()
+
+    def _wake(self) -> None:
+        self._rung.set()
 
     def _heard(self, changes: Sequence[Change]) -> None:
         if self._urgent.is_set():  # it rings anyway

@@ -51,11 +51,13 @@ class Peers:
     """This process's identity, and who else is alive. Use as a context manager: the lock is held inside.
 
     `is_dead` is to be asked again and again: what it sees of a counter is what `silent_seconds` goes by.
+    `at_each_beat` is called four times a second by the thread that counts, which wakes anyway.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.uuid = uuid.uuid4().hex
         self.folder = folder
+        self.at_each_beat: Callable[[], None] = _nothing
         self._clock = clock
         self._fd = -1
         self._gone = threading.Event()
@@ -131,6 +133,7 @@ class Peers:
             beats += 1
             with suppress(OSError):  # some file systems refuse even this when they are full
                 os.pwrite(self._fd, beats.to_bytes(8, "little"), COUNTER_AT)
+            self.at_each_beat()
             if self._gone.wait(BEAT_SECONDS):
                 return
 
@@ -188,6 +191,10 @@ def _read(fd: int) -> Record | None:
         return None
     boot = "" if words[1] == "-" else words[1]
     return Record(int(words[0]), boot, words[2], int.from_bytes(content[COUNTER_AT:], "little"))
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _is_free(fd: int) -> bool:

@@ -262,23 +262,23 @@ class Worker:
     async def _tend(self, slots: TaskGroup) -> None:
         """After another process changed something: are our attempts still ours, who else is there, and who died?"""
         while not self._stopping.is_set():
+            changed = self._foreign.is_set()
             try:
-                if self._foreign.is_set():
+                if changed:
                     self._foreign = anyio.Event()
                     await self._check_held()
                     self._others = await self._store.others(self._owner)
                 for peer in [p for p in self._others if self._peers.is_dead(p.uuid, p.pid, p.started_at)]:
                     await self._take_over(peer, slots)
                     self._others.remove(peer)
-                for peer in self._others:
-                    if self._peers.silent_seconds(peer.uuid) >= HUNG_SECONDS:
-                        await self._take_in(peer, slots)
+                for peer in [p for p in self._others if self._peers.silent_seconds(p.uuid) >= HUNG_SECONDS]:
+                    await self._take_in(peer, slots)
             except StoreError as error:
                 self._foreign.set()
                 log.warning("upkeep: %s", error)
                 await anyio.sleep(TICK_SECONDS)
-            await anyio.sleep(FOREIGN_SECONDS)
-            with anyio.move_on_after(TICK_SECONDS):
+            await anyio.sleep(FOREIGN_SECONDS if changed else 0)
+            with anyio.move_on_after(TICK_SECONDS if self._others else None):
                 await self._foreign.wait()
 
     async def _take_in(self, peer: Peer, slots: TaskGroup) -> None:
