@@ -1,0 +1,200 @@
+"""From the start of a process to its first `tools/list`, and what the server needs while it does nothing.
+
+    python benchmarks/startup.py [--rounds 15] [--idle-seconds 30] [--tasks 10000]
+
+The measure is `empty_server.py`, an empty server of the SDK, started in the same way. Rounds are interleaved; the
+medians are printed, and their ratios to that server's. A client sends the 2025-11-25 handshake and `tools/list` at once
+and waits for the answer. "idle" is measured in all of them at the same time, on Linux alone: memory, and of all threads
+processor time and wake-ups (voluntary context switches).
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from taskorch.domain.task import Completed, NewTask
+from taskorch.storage.database import open_database
+from taskorch.storage.store import Store
+
+ROOT = Path(__file__).parents[1]
+HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "startup", "version": "0"}}
+REQUESTS = b"".join(
+    json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n"
+    for message in (
+        {"id": 1, "method": "initialize", "params": HELLO},
+        {"method": "notifications/initialized"},
+        {"id": 2, "method": "tools/list"},
+    )
+)
+EMPTY = [sys.executable, "-m", "benchmarks.empty_server"]
+TASKORCH = [sys.executable, "-m", "taskorch"]
+SETTLE_SECONDS = 5.0  # before a server counts as idle
+BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`base`: the same of the empty server, None where there is nothing to compare with."""
+
+    name: str
+    value: float
+    unit: str
+    base: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        return self.value / self.base if self.base else None
+
+
+def measure(rounds: int, tasks: int = 10_000) -> list[Row]:
+    """Milliseconds to the first `tools/list`: with a new state folder, one that exists, one with ended tasks."""
+    with _folders(tasks) as (used, full):
+        servers = {"empty server of the SDK": (EMPTY, used), "existing folder": (TASKORCH, used)}
+        servers |= {f"{tasks:,} ended tasks": (TASKORCH, full)}
+        took: dict[str, list[float]] = {"python -c pass": []}
+        for _ in range(rounds):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", "pass"], check=True)
+            took["python -c pass"].append(time.perf_counter() - began)
+            for name, (command, folder) in servers.items():
+                took.setdefault(name, []).append(_start(command, folder))
+            with tempfile.TemporaryDirectory() as folder:
+                took.setdefault("new folder", []).append(_start(TASKORCH, Path(folder) / "state"))
+    base = statistics.median(took["empty server of the SDK"]) * 1000
+    return [Row(f"start, {name}", statistics.median(times) * 1000, "ms", base) for name, times in took.items()]
+
+
+def measure_idle(seconds: float, tasks: int = 10_000) -> list[Row]:
+    """What each of them needs while nobody asks for anything. Linux alone."""
+    with _folders(tasks) as (used, full):
+        commands = {"empty server of the SDK": (EMPTY, used), "existing folder": (TASKORCH, used)}
+        commands |= {f"{tasks:,} ended tasks": (TASKORCH, full)}
+        servers = {name: _answered(command, folder) for name, (command, folder) in commands.items()}
+        try:
+            time.sleep(SETTLE_SECONDS)
+            before = {name: _used(server.pid) for name, server in servers.items()}
+            began = time.perf_counter()
+            time.sleep(seconds)
+            rows: list[Row] = []
+            base: Mapping[str, float] = {}
+            for name, server in servers.items():
+                cpu, switches = (
+                    (after - first) / (time.perf_counter() - began)
+                    for after, first in zip(_used(server.pid), before[name], strict=True)
+                )
+                memory = _memory(server.pid)
+                base = base or memory
+                rows += [Row(f"idle {kind}, {name}", mb, "MB", base[kind]) for kind, mb in memory.items()]
+                rows += [
+                    Row(f"idle CPU, {name}", cpu * 100, "%"),
+                    Row(f"idle wake-ups, {name}", switches, "a second"),
+                ]
+            return rows
+        finally:
+            for server in servers.values():
+                _end(server)
+
+
+@contextmanager
+def _folders(tasks: int) -> Generator[tuple[Path, Path]]:
+    """A state folder that a server has used, and one with so many ended tasks. Byte code is made on the way."""
+    with tempfile.TemporaryDirectory() as name:
+        used, full = Path(name) / "used", Path(name) / "full"
+        for command in (EMPTY, TASKORCH):
+            _start(command, used)
+        shutil.copytree(used, full)
+        anyio.run(_fill, full / "taskorch.db", tasks)
+        yield used, full
+
+
+async def _fill(path: Path, tasks: int) -> None:
+    async with open_database(path) as database:
+        store = Store(database)
+        owner = await store.register("benchmark", 1, "0", ["echo"])
+        while tasks > 0:
+            async with anyio.create_task_group() as group:
+                for _ in range(min(BATCH, tasks)):
+                    group.start_soon(store.add, NewTask("echo", {"text": "x" * 100}, 1, 60.0))
+            claimed = await store.claim(owner, {"echo": 0}, BATCH)
+            await store.settle_all([(task, Completed({"text": "x" * 100}), None) for task in claimed])
+            tasks -= BATCH
+        await store.leave(owner)
+
+
+def _start(command: list[str], folder: Path) -> float:
+    """Seconds from the start of the process to the answer."""
+    began = time.perf_counter()
+    server = _answered(command, folder)
+    seconds = time.perf_counter() - began
+    _end(server)
+    return seconds
+
+
+def _answered(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    """A server that has answered `tools/list`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TASKORCH_")}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has byte code
+    mine = {"TASKORCH_STATE_DIR": str(folder), "XDG_CONFIG_HOME": str(folder)}
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=kept | mine, cwd=ROOT)
+    assert server.stdin and server.stdout
+    server.stdin.write(REQUESTS)
+    server.stdin.flush()
+    for line in server.stdout:
+        message = json.loads(line)
+        if message.get("id") == 2:
+            assert message["result"]["tools"], message
+            return server
+    raise RuntimeError(f"{command} ended without an answer")
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    server.communicate()  # the end of its stdin
+
+
+def _used(pid: int) -> tuple[float, float]:
+    """Seconds of processor time of all threads, and how often they have slept."""
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    ns = sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads)
+    lines = [line for thread in threads for line in (thread / "status").read_text().splitlines()]
+    return ns / 1e9, sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
+
+
+def _memory(pid: int) -> dict[str, float]:
+    """RSS and PSS, in MB of 2^20 bytes."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return {
+        kind.upper(): int(line.split()[1]) / 1024 for kind in ("Rss", "Pss") for line in lines if kind + ":" in line
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--idle-seconds", type=float, default=30.0)
+    parser.add_argument("--tasks", type=int, default=10_000)
+    arguments = parser.parse_args()
+    rows = measure(arguments.rounds, arguments.tasks)
+    if sys.platform == "linux":
+        rows += measure_idle(arguments.idle_seconds, arguments.tasks)
+    print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs\n")
+    print("| what | value | ratio to the empty server |\n|---|---|---|")
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        print(f"| {row.name} | {row.value:,.3g} {row.unit} | {ratio} |")
+
+
+if __name__ == "__main__":
+    main()
