@@ -193,7 +193,7 @@ def main() -> None:
     print("| what | value | ratio to the empty server |\n|---|---|---|")
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        print(f"| {row.name} | {row.value:,.3g} {row.unit} | {ratio} |")
+        print(f"| {row.name} | {row.value:,.2f} {row.unit} | {ratio} |")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from typing import Any
 
 import anyio
 import pytest
+from clients import settings
 from pools import Payload, Pool
 
 from taskorch.app import running
-from taskorch.config import Settings
 from taskorch.domain.task import NewTask, Status
 from taskorch.storage import store as store_module
 from taskorch.storage.database import open_database
@@ -105,11 +105,12 @@ async def test_a_full_or_deserted_fifo_stops_nobody(tmp_path: Path, store: Store
     assert [name for name in os.listdir(tmp_path) if name.endswith(".fifo")] == ["deserted.fifo"]
 
 
-async def test_what_a_program_stores_that_rings_nobody_is_noticed(settings: Settings) -> None:
+async def test_what_a_program_stores_that_rings_nobody_is_noticed(tmp_path: Path) -> None:
     told = anyio.Event()
-    async with running(settings) as app:
+    async with running(settings(tmp_path)) as app:
         with app.service.store.listening(lambda changes: None if changes else told.set()), anyio.fail_after(15):
             await anyio.wait_all_tasks_blocked()
-            with closing(sqlite3.connect(settings.state_dir / "taskorch.db")) as other, other:
-                other.execute("UPDATE servers SET version = version")
+            await app.service.store.probe()  # the first look is done
+            with closing(sqlite3.connect(tmp_path / "state" / "taskorch.db")) as other, other:
+                other.execute("UPDATE servers SET version = 'another'")
             await told.wait()

@@ -1,4 +1,4 @@
-"""What a start loads: every import is waited for, by a host at each start of the server, by a person at each command."""
+"""What a start loads: all of it is waited for, by a host at each start of the server, by a person at each command."""
 
 import json
 import os
@@ -24,7 +24,7 @@ COMMANDS: dict[str, list[str] | None] = {
     "install": ["claude-code", "--print"],
 }
 # What a server loads beyond an empty one of the SDK.
-OURS = {"aiosqlite", "cronsim", "dotenv", "jmespath", "platformdirs", "pydantic_settings", "taskorch", "tzlocal"}
+OURS = {"aiosqlite", "cronsim", "jmespath", "platformdirs", "taskorch", "tzlocal"}
 # What only some servers need, and only when they do.
 LATE = {"taskorch.cli.main", "taskorch.work.program", "taskorch.work.remote_session"}
 

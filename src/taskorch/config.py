@@ -2,21 +2,13 @@
 
 import json
 import os
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from platformdirs import user_config_path, user_state_path
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from taskorch.domain import recipe
 from taskorch.domain.errors import shown
@@ -75,10 +67,10 @@ def _toolsets(text: str) -> str:
     return text
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Each field is TASKORCH_ and its name in capitals, and a key of config.toml. TABLES are that alone."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", env_ignore_empty=True)
+    model_config = ConfigDict(validate_default=True)
 
     state_dir: Annotated[Path, AfterValidator(_absolute), Field(description="database, output, locks")] = (
         user_state_path("taskorch")
@@ -115,7 +107,6 @@ class Settings(BaseSettings):
     )
     limits: Annotated[
         dict[str, Annotated[int, Field(ge=1, le=1000)]],
-        NoDecode,
         BeforeValidator(_table),
         AfterValidator(_keys),
         Field(description="tasks of a concurrency_key that work at once, as JSON; of others 1, or what * says"),
@@ -129,22 +120,6 @@ class Settings(BaseSettings):
     )
     recipes: Annotated[recipe.Recipes, Field(description="commands that the operator has written, by name")] = {}
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, _Environment(settings_cls), TomlConfigSettingsSource(settings_cls, config_file())
-
-
-class _Environment(EnvSettingsSource):
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return (None, field_name, False) if field_name in TABLES else super().get_field_value(field, field_name)
-
 
 def config_file() -> Path:
     return user_config_path("taskorch") / "config.toml"
@@ -155,7 +130,8 @@ def load_settings(**flags: Any) -> Settings:
 
     Raises pydantic's ValidationError; for a file that cannot be read OSError, TOMLDecodeError, UnicodeDecodeError.
     """
-    return Settings(**{name: value for name, value in flags.items() if value is not None})
+    given = {name: value for name, value in flags.items() if value is not None}
+    return Settings.model_validate({**_in_file(), **_in_environment(), **given})
 
 
 def variables() -> set[str]:
@@ -177,5 +153,16 @@ def unknown_variables(environment: Iterable[str]) -> list[str]:
 
 def unknown_keys() -> list[str]:
     """Keys of config.toml that mean nothing. Raises like `load_settings`."""
-    found = TomlConfigSettingsSource(Settings, config_file()).toml_data
+    found = _in_file()
     return sorted([*(found.keys() - Settings.model_fields.keys()), *recipe.unknown_keys(found.get("recipes"))])
+
+
+def _in_file() -> dict[str, Any]:
+    file = config_file()
+    return tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}
+
+
+def _in_environment() -> dict[str, str]:
+    """An empty variable is not given."""
+    names = Settings.model_fields.keys() - TABLES
+    return {name: value for name in names if (value := os.environ.get(PREFIX + name.upper()))}
