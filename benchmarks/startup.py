@@ -175,9 +175,7 @@ def _used(pid: int) -> tuple[float, float]:
 def _memory(pid: int) -> dict[str, float]:
     """RSS and PSS, in MB of 2^20 bytes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return {
-        kind.upper(): int(line.split()[1]) / 1024 for kind in ("Rss", "Pss") for line in lines if kind + ":" in line
-    }
+    return {line[:3].upper(): int(line.split()[1]) / 1024 for line in lines if line.startswith(("Rss:", "Pss:"))}
 
 
 def main() -> None:
