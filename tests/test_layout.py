@@ -167,8 +167,9 @@ def test_an_engine_runs_without_the_sdk() -> None:
 
 
 def test_the_command_line_starts_without_the_sdk() -> None:
-    assert MODULES["cli.main"].late == {"app", "storage.backup", "cli.demo", "cli.doctor", "cli.install"}
-    assert MCP not in {folder(found) for found in MODULES["cli.main"].ours}
+    assert MODULES["cli.start"].late == {"app", "cli.main"}
+    assert MODULES["cli.main"].late == {"storage.backup", "cli.demo", "cli.doctor", "cli.install"}
+    assert not reach("cli.start") & {*SDK, "typer"}
     assert not reach("cli.main") & SDK
 
 

@@ -1,5 +1,5 @@
 """`python -m taskorch`."""
 
-from taskorch.cli.main import main
+from taskorch.cli.start import main
 
 main()

@@ -1,6 +1,5 @@
 """The running server: an engine with MCP spoken in front of it."""
 
-import gc
 import logging
 import signal
 import sys
@@ -64,7 +63,6 @@ async def serve(settings: Settings) -> int:
     server from starting is said in one line.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
-    gc.freeze()  # what was imported stays: walking it took some calls 60 ms
     code, app = 0, None
     talk = anyio.CancelScope()
 

@@ -1,47 +1,25 @@
-"""The command line. Without a subcommand it serves MCP over stdio. What needs the MCP SDK imports it when it runs."""
+"""The command line. Without a subcommand it serves MCP over stdio. What needs the MCP SDK imports it when it runs.
+
+Without arguments it is not even loaded: see `start`.
+"""
 
 import json
-import logging
 import os
-import sys
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import anyio
 import typer
-from pydantic import ValidationError
 
-from taskorch import __version__, logs
+from taskorch import __version__
+from taskorch.cli import start
 from taskorch.cli.hosts import HostName
-from taskorch.config import (
-    PREFIX,
-    Settings,
-    config_file,
-    load_settings,
-    unknown_keys,
-    unknown_variables,
-    where_to_mend,
-)
-from taskorch.domain.errors import StoreError, readable
+from taskorch.cli.start import read_settings, refuse
+from taskorch.config import PREFIX
+from taskorch.domain.errors import StoreError
 
 FAILED = 1
-USAGE = 2  # exit code for what the caller can mend
-
-HINT = """\
-taskorch is an MCP server: a host (Claude Desktop, Claude Code, the MCP Inspector, ...) starts it and talks to it over
-stdin, so there is nothing to type here.
-
-  taskorch demo      see it at work
-  taskorch doctor    what may be wrong on this machine, and how to mend it
-  taskorch install   name it in a host's configuration
-  taskorch --help    options and settings
-
-A host that `taskorch install` does not know takes this in its MCP configuration:
-
-  {"mcpServers": {"taskorch": {"command": "taskorch"}}}
-"""
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -71,15 +49,7 @@ def serve(
     context.obj = flags
     if context.invoked_subcommand is not None:
         return
-    settings = _settings(flags)
-    if sys.platform == "win32":
-        _refuse("taskorch does not run on Windows yet: use Linux, macOS or WSL.")
-    if not (sys.stdin and sys.stdout):
-        _refuse("stdin and stdout must be open: MCP is spoken over them.")
-    if sys.stdin.isatty():
-        typer.echo(HINT, err=True)
-        raise typer.Exit(USAGE)
-    _serve(settings)
+    start.serve(flags)
 
 
 @cli.command()
@@ -118,11 +88,11 @@ def backup(
     """Copy the database to a file of its own, also while servers run, and print its path."""
     from taskorch.storage.backup import backup_database
 
-    settings = _settings(_flags(context, state_dir))
+    settings = read_settings(_flags(context, state_dir))
     try:
         typer.echo(backup_database(settings.state_dir / "taskorch.db", file and file.absolute()))
     except StoreError as error:
-        _refuse(str(error), FAILED)
+        refuse(str(error), FAILED)
 
 
 @cli.command()
@@ -147,41 +117,21 @@ def install(
     from taskorch.cli import install as setup
 
     if remove and only_print:
-        _refuse("--print and --remove exclude each other.")
+        refuse("--print and --remove exclude each other.")
     try:
         variables = _given(context.obj) | setup.environment(env or ())
         plan = setup.plan(host, Path.cwd() if project else None, variables, allow_command or (), remove)
     except ValueError as error:
-        _refuse(str(error))
-    _settings({name.removeprefix(PREFIX).lower(): v for name, v in variables.items() if name.startswith(PREFIX) and v})
+        refuse(str(error))
+    read_settings(
+        {name.removeprefix(PREFIX).lower(): v for name, v in variables.items() if name.startswith(PREFIX) and v}
+    )
     raise typer.Exit(setup.carry_out(plan, yes, only_print))
 
 
 def main() -> None:
-    """The `taskorch` command."""
+    """The `taskorch` command with arguments."""
     cli(prog_name="taskorch")
-
-
-def _serve(settings: Settings) -> None:
-    from taskorch.app import leave, serve
-
-    leave(anyio.run(serve, settings))
-
-
-def _settings(flags: Mapping[str, object]) -> Settings:
-    try:
-        settings = load_settings(**flags)
-    except ValidationError as error:
-        _refuse(f"a setting is wrong: {readable(error)} Set it {where_to_mend(error)}.")
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        _refuse(f"{config_file()} cannot be read: {error}")
-    logs.start(settings.log_level)
-    log = logging.getLogger(__name__)
-    for name in unknown_variables(os.environ):
-        log.warning("the variable %s means nothing to taskorch", name)
-    for name in unknown_keys():
-        log.warning("the key %s in %s means nothing to taskorch", name, config_file())
-    return settings
 
 
 def _given(flags: Mapping[str, object]) -> dict[str, str]:
@@ -197,9 +147,3 @@ def _given(flags: Mapping[str, object]) -> dict[str, str]:
 def _flags(context: typer.Context, state_dir: Path | None) -> dict[str, object]:
     """What was given before the subcommand's name, and after it."""
     return {**context.obj, "state_dir": state_dir or context.obj["state_dir"]}
-
-
-def _refuse(text: str, code: int = USAGE) -> NoReturn:
-    """One readable line on stderr, and out."""
-    typer.echo(f"taskorch: {text}", err=True)
-    raise typer.Exit(code)
