@@ -59,7 +59,7 @@ WRONG: list[tuple[list[Any], list[str]]] = [
     ([], ["tasks []", "1 or more items"]),
     ([LATER] * 1001, ["tasks", "at most 1000 items"]),
     ([LATER | {"payload": {"a": "x" * 250_000}}] * 40, ["characters together", "Split it"]),
-    ([LATER | {"payload": {"a": "\0"}}], ["tasks.0.payload.a holds the character"]),
+    ([LATER | {"payload": {"a": "\0"}}], ["tasks[0]: payload.a holds the character"]),
 ]
 
 

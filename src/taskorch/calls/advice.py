@@ -147,7 +147,7 @@ ORDER = (  # of two words in one name the more telling one comes first: get_task
 
 def refuse_wishes(tool: str, names: Collection[str]) -> None:
     """Raise InvalidInput with what to do, if one of the unknown names is a wish that is known."""
-    for words, text in UNKNOWN.get(tool, {}).items():
+    for words, text in UNKNOWN.get(tool, {}).items() if names else ():
         if found := next((name for name in names if name.lower() in words.split()), None):
             raise InvalidInput(f"Unknown argument {shown(found)}. {text}")
     if tool == "get_stats" and names:
