@@ -167,9 +167,10 @@ def test_an_engine_runs_without_the_sdk() -> None:
 
 
 def test_the_command_line_starts_without_the_sdk() -> None:
-    assert MODULES["cli.start"].late == {"app", "cli.main"}
+    assert MODULES["cli.start"].late == {"cli.main", "cli.serving"}
+    assert MODULES["cli.serving"].late == {"app"}
     assert MODULES["cli.main"].late == {"storage.backup", "cli.demo", "cli.doctor", "cli.install"}
-    assert not reach("cli.start") & {*SDK, "typer"}
+    assert not reach("cli.serving") & {*SDK, "typer"}
     assert not reach("cli.main") & SDK
 
 

@@ -13,9 +13,9 @@ import anyio
 import typer
 
 from taskorch import __version__
-from taskorch.cli import start
+from taskorch.cli import serving
 from taskorch.cli.hosts import HostName
-from taskorch.cli.start import read_settings, refuse
+from taskorch.cli.serving import read_settings, refuse
 from taskorch.config import PREFIX
 from taskorch.domain.errors import StoreError
 
@@ -49,7 +49,7 @@ def serve(
     context.obj = flags
     if context.invoked_subcommand is not None:
         return
-    start.serve(flags)
+    serving.serve(flags)
 
 
 @cli.command()
