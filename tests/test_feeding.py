@@ -155,6 +155,17 @@ async def test_the_limit_of_a_concurrency_key_holds(store: Store, database: Data
     assert names(eater.taken) == ["a", "b"]
 
 
+async def test_what_a_claim_leaves_no_room_for_is_ready_no_longer(store: Store, database: Database) -> None:
+    with fed(store) as eater:
+        await add(store, "a", kind="other", concurrency_key="one")  # of each kind one may be ready
+        await add(store, "b", concurrency_key="one")
+        assert names(eater.taken) == ["b"]
+        assert await database.read(lambda db: db.execute("SELECT ready, held FROM tasks").fetchall()) == [
+            (0, 1),
+            (0, 0),
+        ]
+
+
 async def test_a_task_that_waited_for_another_begins_in_the_commit_of_its_end(store: Store) -> None:
     first, then = Wish(new("first")), Wish(new("then"))
     then = Wish(then.new, depends_on=(first.task_id,))

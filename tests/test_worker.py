@@ -1,12 +1,14 @@
 """The pool with a real store: what is claimed and when, how attempts end, and what stopping leaves behind."""
 
 import os
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from fakes import Clock
 from pools import Gate, Payload, Pool, Told, broken, ok, other_process, write_lock
@@ -16,7 +18,7 @@ from taskorch.domain.errors import NonRetryable
 from taskorch.domain.readiness import phase
 from taskorch.domain.task import Completed, Outcome, Phase, Priority, Reason, Status, Task
 from taskorch.storage import busy
-from taskorch.storage.database import Database
+from taskorch.storage.database import Database, Transaction
 from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store
 from taskorch.work import handlers, pace, settler, worker
@@ -586,6 +588,39 @@ async def test_an_end_that_cannot_be_stored_is_stored_later(
         task = await pool.ended(task)
         assert (task.status, task.result, task.attempt) == (Status.COMPLETED, 7, 1)
         await pool.ended(await pool.add())
+
+
+async def test_what_is_claimed_while_the_pool_stops_is_given_back(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, claimed, go_on = Transaction.execute, threading.Event(), threading.Event()
+
+    def slow_commit(self: Transaction, text: str, *values: Any) -> Any:
+        if text == "COMMIT" and any(task and task.owner for _, task in self.changed):
+            claimed.set()
+            assert go_on.wait(5)
+        return original(self, text, *values)
+
+    started = anyio.Event()
+
+    async def work(payload: Payload) -> None:
+        started.set()
+
+    monkeypatch.setattr(Transaction, "execute", slow_commit)
+
+    async def add() -> None:
+        nonlocal task
+        task = await pool.add()
+
+    task: Task | None = None
+    async with pool.running(1, work=work) as running, anyio.create_task_group() as group:
+        group.start_soon(add)
+        assert await anyio.to_thread.run_sync(claimed.wait, 5)
+        running.stop()
+        await anyio.wait_all_tasks_blocked()
+        go_on.set()
+    assert task
+    task = await pool.get(task)
+    assert (task.status, task.attempt, task.interruptions) == (Status.WAITING, 1, 1)
+    assert not started.is_set()
 
 
 async def test_claiming_goes_on_when_the_store_is_free_again(
