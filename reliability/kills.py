@@ -291,7 +291,8 @@ def _report(run: Run, found: list[history.Violation], seconds: float) -> None:
     for name in ("kills", "stops", "resumes", "orderly exits"):
         print(f"  {name:14} {run.counts[name]:6}")
     named = {"random kills": "kill", "starts": "begin", "adoptions": "adopt", "late ends": "refused"}
-    for name, word in {**named, "shim kills": "shimkill", "locks lost": "lost", "creates": "ack"}.items():
+    named |= {"shim kills": "shimkill", "spawner kills": "spawnerkill", "locks lost": "lost", "creates": "ack"}
+    for name, word in named.items():
         print(f"  {name:14} {words[word]:6}")
     statuses = Counter(task.status for task in seen.tasks.values())
     print(f"  {'tasks':14} {len(seen.tasks):6}  ", ", ".join(f"{n} {name}" for name, n in sorted(statuses.items())))

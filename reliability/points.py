@@ -17,7 +17,7 @@ from typing import Any, Literal
 from taskorch.domain import readiness
 from taskorch.domain.task import Retry, Task
 from taskorch.storage import database, schema, store
-from taskorch.work import command, peers, supervised, worker
+from taskorch.work import command, peers, spawner, supervised, worker
 
 Action = Literal["kill", "stop", "lose"]  # `lose`: drop the own lock, then stop: others take over from a living server
 
@@ -126,7 +126,7 @@ def watch(victim: Victim) -> None:
     wrap(schema, "migrate", at("migrate"), at("migrated"))
     statements = schema._statements
     schema._statements = lambda text: [s for s in statements(text) if at("migrating")() is None]
-    wrap(supervised.Supervised, "start", at("before spawn"), at("before go"))
+    wrap(spawner.Spawner, "start", at("before spawn"), at("before go"))
     wrap(supervised.Supervised, "order", None, at("after go"))
     wrap(worker.Worker, "_take_over", at("take-over"), at("taken over"))
     wrap(command.Command, "inspect", None, at("inspected"))

@@ -249,8 +249,14 @@ def servers(state: Path) -> list[int]:
 
 
 def shims(state: Path) -> list[int]:
-    """The supervisors: the last argument of each is its attempt's folder."""
-    return [pid for pid, text in _proc("cmdline") if f"\0{state}/output/".encode() in text]
+    """The supervisors: each has the files of its attempt open. (Their arguments are those of what has forked them.)"""
+    return [pid for pid, text in _proc("cmdline") if b"/shim" in text and _has_open(pid, f"{state}/output/")]
+
+
+def _has_open(pid: int, folder: str) -> bool:
+    with suppress(OSError):
+        return any(os.readlink(fd).startswith(folder) for fd in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 def _proc(file: str) -> Iterator[tuple[int, bytes]]:

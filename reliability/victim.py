@@ -43,37 +43,50 @@ line end
 exit "$3"
 """
 
-# The shim under test: the real byte code, with os.write and os.rename watched.
+# The shim under test: the real byte code, with os.fork (of its spawner), os.write and os.rename watched.
 SHIM = """import marshal, os, sys, time
 JOURNAL, CALM, RATE, MUTANT, CODE = %r
 names = {"__name__": "shim"}
 exec(marshal.loads(open(CODE, "rb").read()[16:]), names)
-_, task, attempt = sys.argv[1].rsplit("/", 2)
-write, rename, held = os.write, os.rename, []
+fork, write, rename, supervise = os.fork, os.write, os.rename, names["supervise"]
+word, task, attempt, held = "spawnerkill", "-", "0", []
 
 def point(name):
     if os.urandom(1)[0] < RATE and not os.path.exists(CALM):
         fd = os.open(JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        write(fd, b"%%f %%d shimkill %%s %%s %%s\\n" %% (
-            time.monotonic(), os.getpid(), task.encode(), attempt.encode(), name.encode()))
+        write(fd, b"%%f %%d %%s %%s %%s %%s\\n" %% (
+            time.monotonic(), os.getpid(), word.encode(), task.encode(), attempt.encode(), name.encode()))
         os.kill(os.getpid(), 9)
 
+def watched_fork():
+    point("before-fork")
+    pid = fork()
+    if pid:
+        point("forked")
+    return pid
+
+def watched_supervise(path, greet):
+    global word, task, attempt
+    word, (_, task, attempt) = "shimkill", path.decode().rsplit("/", 2)
+    supervise(path, greet)
+
 def watched_write(fd, data):
-    is_note = type(data) is bytes and data.endswith(b"\\n") and len(data.split()) == 2
-    if is_note:
-        held[:] = [fd, data]
+    begins, note = data == b"begins\\n", type(data) is bytes and data.endswith(b"\\n") and len(data.split()) == 2
+    if begins:
+        point("before-start")
         if MUTANT == "early-start":
+            held[:] = [fd, data]
             return len(data)
-        point("before-note")
-    done = write(fd, data)
-    if is_note:
-        point("noted")
-    elif data == b"G":
+    if note:
         if MUTANT == "early-start":
             time.sleep(0.25)
-        point("gate")
+        point("started")
         if MUTANT == "early-start":
             write(*held)
+        held[:] = [fd, data]
+    done = write(fd, data)
+    if begins or note:
+        point("begins" if begins else "noted")
     return done
 
 def watched_rename(*args, **kwargs):
@@ -84,7 +97,7 @@ def watched_rename(*args, **kwargs):
     rename(*args, **kwargs)
     point("after-record")
 
-os.write, os.rename = watched_write, watched_rename
+os.fork, os.write, os.rename, names["supervise"] = watched_fork, watched_write, watched_rename, watched_supervise
 names["main"]()
 os._exit(0)
 """

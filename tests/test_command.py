@@ -1,11 +1,13 @@
 """Commands: which may run, what they are given, how they end, and how they outlive their server."""
 
+import gc
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from errno import EMFILE
@@ -24,11 +26,12 @@ from taskorch.domain.errors import InvalidInput, shown
 from taskorch.domain.task import Cancelled, Completed, Failed, Interrupted, Outcome, Progress, Reason, Status, Task
 from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store
-from taskorch.work import output, supervised
+from taskorch.work import leftovers, output, supervised
 from taskorch.work.attempt import Attempt, Ending, Remains
 from taskorch.work.command import Command
 from taskorch.work.peers import Peers
 from taskorch.work.policy import Policy
+from taskorch.work.spawner import Spawner
 from taskorch.work.supervised import Supervised
 from taskorch.work.worker import Worker
 
@@ -117,7 +120,7 @@ def pool(store: Store, queries: Queries, clock: Clock, tmp_path: Path) -> Iterat
     for folder in (tmp_path / "state" / "output").glob("*/*"):
         if pid := supervised.holder(folder):
             os.kill(pid, signal.SIGKILL)
-        supervised.end_leftovers(folder, folder.parent.name, int(folder.name))
+        leftovers.end_leftovers(folder, folder.parent.name, int(folder.name))
 
 
 @pytest.fixture
@@ -467,14 +470,14 @@ async def test_a_command_may_end_by_itself_within_the_grace(pool: Commands) -> N
 async def test_a_command_cancelled_before_it_began_never_runs(
     pool: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, starting, go = Supervised.start.__func__, anyio.Event(), anyio.Event()  # type: ignore[attr-defined]
+    start, starting, go = Spawner.start, anyio.Event(), anyio.Event()
 
     async def slow_start(*arguments: Any) -> Supervised:
         starting.set()
         await go.wait()
-        return await start(Supervised, *arguments)
+        return await start(*arguments)
 
-    monkeypatch.setattr(Supervised, "start", slow_start)
+    monkeypatch.setattr(Spawner, "start", slow_start)
     async with pool.serving():
         task = await pool.command("touch", "ran")
         await starting.wait()
@@ -586,6 +589,7 @@ async def test_following_an_adopted_command_leaves_no_descriptor_open(pool: Comm
 
 
 def open_descriptors() -> int:
+    gc.collect()  # what earlier tests have let go of
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -740,18 +744,18 @@ async def test_a_shim_killed_after_adoption_loses_the_command_and_leaves_nothing
 async def test_a_shim_killed_before_it_was_told_what_to_run_costs_no_start(
     pool: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, killed = Supervised.start.__func__, False  # type: ignore[attr-defined]
+    start, killed = Spawner.start, False
 
     async def start_and_kill(*arguments: Any) -> Supervised:
         nonlocal killed
-        shim = await start(Supervised, *arguments)
+        shim = await start(*arguments)
         if not killed:
             killed = True
             os.kill(shim._pid, signal.SIGKILL)
             await shim.ended()
         return shim
 
-    monkeypatch.setattr(Supervised, "start", start_and_kill)
+    monkeypatch.setattr(Spawner, "start", start_and_kill)
     async with pool.serving():
         task = await pool.run("echo", max_attempts=1)
     assert (task.status, task.attempt, task.interruptions) == (Status.COMPLETED, 2, 1)
@@ -788,8 +792,9 @@ async def test_a_supervisor_s_code_that_was_cut_short_costs_one_attempt_and_not_
     """As a full disk or a power cut may leave it."""
     async with pool.serving():
         await pool.run("true")
-        [code] = (tmp_path / "state" / "cache").glob("shim-*.pyc")
-        code.write_bytes(code.read_bytes()[:1000])
+    [code] = (tmp_path / "state" / "cache").glob("shim-*.pyc")
+    code.write_bytes(code.read_bytes()[:1000])
+    async with pool.serving():
         assert failure(await pool.run("true"))[1] is Reason.SPAWN_ERROR
         assert (await pool.run("true")).status is Status.COMPLETED
 
@@ -954,9 +959,11 @@ async def test_a_command_whose_files_are_removed_while_it_runs_is_lost_and_not_r
     pool: Commands, tmp_path: Path
 ) -> None:
     log = tmp_path / "runs"
-    script = 'echo run >> "$1"; d=$(tr "\\0" " " < /proc/$PPID/cmdline | sed "s/ *$//; s/.* //"); rm -rf "$d"; exit 0'
+    script = 'echo run >> "$1"; rm -rf "$2/$TASKORCH_TASK_ID/$TASKORCH_ATTEMPT"; exit 0'
     async with pool.serving():
-        task = await pool.ended(await pool.command("sh", "-c", script, "sh", str(log)))
+        task = await pool.ended(
+            await pool.command("sh", "-c", script, "sh", str(log), str(tmp_path / "state" / "output"))
+        )
     assert (task.status, task.attempt) == (Status.FAILED, 1)
     assert task.error is not None
     assert task.error.reason is Reason.WORKER_LOST
@@ -987,7 +994,7 @@ def test_a_shim_that_this_process_cannot_name_is_sent_no_signal(
 
 async def test_what_cannot_be_ended_is_never_started_again(pool: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another user's process, as after sudo, refuses the signal."""
-    monkeypatch.setattr(supervised, "end_leftovers", lambda *_: (1, [4711]))
+    monkeypatch.setattr(leftovers, "end_leftovers", lambda *_: (1, [4711]))
     task = await left_behind(pool, "sh", "-c", WAITS, max_attempts=3)
     os.kill(pool.shim(task), signal.SIGKILL)
     await until(lambda: supervised.holder(pool.attempt_folder(task)) is None)
@@ -1003,14 +1010,46 @@ def test_a_child_that_has_not_yet_become_the_command_is_found_by_the_note(tmp_pa
             started = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
             (tmp_path / "shim.lock").write_text(f"1 1 boot\n{later.pid} 17\n")
             (tmp_path / "shim.lock").chmod(0o600)
-            assert supervised.end_leftovers(tmp_path, "tleft", 1) == (0, [])  # the number is another's by now
+            assert leftovers.end_leftovers(tmp_path, "tleft", 1) == (0, [])  # the number is another's by now
             (tmp_path / "shim.lock").write_text(f"1 1 boot\n{child.pid} {started}\n")
             (tmp_path / "shim.lock").chmod(0o600)
-            assert supervised.end_leftovers(tmp_path, "tleft", 1) == (1, [])
+            assert leftovers.end_leftovers(tmp_path, "tleft", 1) == (1, [])
             assert (child.wait(5), later.poll()) == (-signal.SIGKILL, None)
         finally:
             child.kill()
             later.kill()
+
+
+BEGINNING = "1 1 boot\nbegins\n"
+
+
+def note(folder: Path, text: str) -> None:
+    (folder / "shim.lock").write_text(text)
+    (folder / "shim.lock").chmod(0o600)
+
+
+def test_a_process_that_becomes_the_command_after_its_shim_was_killed_is_waited_for_and_ended(tmp_path: Path) -> None:
+    note(tmp_path, BEGINNING)
+    later = f"read _ < {tmp_path}/gate; TASKORCH_TASK_ID=tleft TASKORCH_ATTEMPT=1 exec sleep 60"
+    os.mkfifo(tmp_path / "gate")
+    with subprocess.Popen(["sh", "-c", later], env={}) as child:
+        try:
+            opened = threading.Timer(0.1, (tmp_path / "gate").write_text, ["go\n"])
+            opened.start()
+            assert leftovers.end_leftovers(tmp_path, "tleft", 1) == (1, [])
+            assert child.wait(5) == -signal.SIGKILL
+        finally:
+            child.kill()
+
+
+async def test_a_command_that_may_have_begun_when_its_shim_was_killed_is_never_run_again(pool: Commands) -> None:
+    async with attempt_of(pool) as (kind, attempt, folder):
+        note(folder, BEGINNING)
+        assert await kind.inspect(attempt.task) is Remains.UNKNOWN
+        outcome = await kind.run(attempt)
+    assert isinstance(outcome, Failed)
+    assert (outcome.reason, outcome.retryable) == (Reason.WORKER_LOST, False)
+    assert "may have begun" in outcome.message
 
 
 def test_leftovers_are_those_of_one_attempt_only(tmp_path: Path) -> None:
@@ -1020,7 +1059,7 @@ def test_leftovers_are_those_of_one_attempt_only(tmp_path: Path) -> None:
     with start(1) as old, start(2) as new:
         try:
             # The old one is ours to reap and stays as a zombie, which does not count.
-            assert supervised.end_leftovers(tmp_path, "tleft", 1) == (1, [])
+            assert leftovers.end_leftovers(tmp_path, "tleft", 1) == (1, [])
             assert (old.wait(5), new.poll()) == (-signal.SIGKILL, None)
         finally:
             old.kill()

@@ -49,7 +49,7 @@ def test_nothing_is_left_of_a_tree_however_it_ends() -> None:
 )
 def test_what_is_left_is_seen(tmp_path: Path, broken: str, instead: str, end: str, said: str) -> None:
     shutil.copytree(Path(taskorch.__file__).parent, tmp_path / "taskorch", ignore=shutil.ignore_patterns("__pycache__"))
-    source = tmp_path / "taskorch" / "work" / ("shim.py" if "self" in broken else "supervised.py")
+    source = tmp_path / "taskorch" / "work" / ("shim.py" if "self" in broken else "leftovers.py")
     text = source.read_text()
     assert text.count(broken) == 1
     source.write_text(text.replace(broken, instead))

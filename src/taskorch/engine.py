@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,7 +84,11 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
     async with opened(settings) as database:
         folder.mkdir(mode=0o700, exist_ok=True)
         store = open_store(settings, database)
-        with Peers(state / "servers") as peers, Bell(peers.folder, peers.uuid, store) as bell:
+        with (
+            closing(kinds.command.spawner),
+            Peers(state / "servers") as peers,
+            Bell(peers.folder, peers.uuid, store) as bell,
+        ):
             peers.at_each_beat = Watch(state / "taskorch.db", bell.tell).look
             room = partial(_has_room, state)
             owner = await store.register(peers.uuid, os.getpid(), __version__, sorted(kinds.claimable))
@@ -144,7 +148,12 @@ def load_kinds(settings: Settings, start: Path | None = None) -> Kinds:
     folder = state / "output"
     command = load_command(settings, start)
     isolated = partial(
-        Isolated, modules=settings.handlers, folder=folder, grace_seconds=settings.grace_seconds, start=Path.cwd()
+        Isolated,
+        modules=settings.handlers,
+        folder=folder,
+        grace_seconds=settings.grace_seconds,
+        start=Path.cwd(),
+        spawner=command.spawner,
     )
     others: dict[str, Kind] = {
         **load_handlers(settings.handlers, settings.handler_max_attempts, isolated),

@@ -32,6 +32,7 @@ from taskorch.work.following import (
 )
 from taskorch.work.markers import Markers
 from taskorch.work.policy import NotAllowed, Policy, parts
+from taskorch.work.spawner import Spawner
 from taskorch.work.supervised import Exit, Order, SpawnFailed, Supervised
 
 # Each runs other code than argv says, whatever the program: loaders, the start of shells and interpreters, git's ssh.
@@ -94,7 +95,7 @@ class Command:
         self._passed = frozenset(parts(pass_env))
         self._grace_seconds = grace_seconds
         self.start = str(Path.home() if start == Path("/") else start)
-        self._cache = folder.parent / "cache"
+        self.spawner = Spawner(folder.parent / "cache")
 
     def check(self, payload: Mapping[str, Any]) -> None:
         """Raise InvalidInput when the payload is malformed or its program may not run here, now.
@@ -136,7 +137,7 @@ class Command:
         try:
             order = self._order(task, wanted(task.payload))
             make_folder(folder)
-            shim = await Supervised.start(folder, supervised.compiled_shim(self._cache))
+            shim = await self.spawner.start(folder)
         except NotAllowed as error:
             return Failed(Reason.NOT_ALLOWED, str(error), retryable=False)
         except InvalidInput as error:

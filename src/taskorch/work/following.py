@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 
 from taskorch.domain.task import Failed, Interrupted, Outcome, Reason, Task
-from taskorch.work import supervised
+from taskorch.work import leftovers
 from taskorch.work.attempt import Attempt, Remains
 from taskorch.work.supervised import Exit, Supervised
 
@@ -76,10 +76,12 @@ async def follow(
 async def without_record(attempt: Attempt, folder: Path) -> Outcome:
     """How an attempt ended whose shim was killed: it left no record, and what it left running is ended here."""
     task = attempt.task
-    never_begun = supervised.never_begun(folder, ordered=not attempt.adopted)
-    ended, left = await anyio.to_thread.run_sync(supervised.end_leftovers, folder, task.id, task.attempt)
+    never_begun = leftovers.never_begun(folder, ordered=not attempt.adopted)
+    ended, left = await anyio.to_thread.run_sync(leftovers.end_leftovers, folder, task.id, task.attempt)
     if left:
         text = f"its supervisor was killed and processes {', '.join(map(str, left))} could not be ended"
+        if left == [0]:
+            text = "its supervisor was killed while it started the command, which may have begun"
         return Failed(Reason.WORKER_LOST, text, retryable=False)
     if never_begun and not ended:
         return Interrupted("it had not begun")
@@ -92,10 +94,10 @@ def _how(folder: Path) -> str:
 
 async def remains(task: Task, folder: Path) -> Remains:
     """What is left of an attempt whose server and shim are gone: it is ended here, as far as that is possible."""
-    ended, left = await anyio.to_thread.run_sync(supervised.end_leftovers, folder, task.id, task.attempt)
+    ended, left = await anyio.to_thread.run_sync(leftovers.end_leftovers, folder, task.id, task.attempt)
     if left:
         return Remains.UNKNOWN
-    return Remains.NEVER_BEGUN if not ended and supervised.never_begun(folder, ordered=False) else Remains.NOTHING
+    return Remains.NEVER_BEGUN if not ended and leftovers.never_begun(folder, ordered=False) else Remains.NOTHING
 
 
 def marks(task: Task) -> dict[str, str]:

@@ -32,6 +32,7 @@ from taskorch.work.following import (
     without_record,
 )
 from taskorch.work.handlers import Handler, cut_short
+from taskorch.work.spawner import Spawner
 from taskorch.work.supervised import Exit, Order, SpawnFailed, Supervised
 from taskorch.work.telling import Hearing, hearing
 
@@ -62,13 +63,14 @@ class Isolated(Handler):
         folder: Path,
         grace_seconds: float,
         start: Path,
+        spawner: Spawner | None = None,
     ) -> None:
         super().__init__(function, max_attempts)
         self._modules = modules
         self._folder = folder
         self._grace_seconds = grace_seconds
         self._start = start
-        self._cache = folder.parent / "cache"
+        self._spawner = spawner or Spawner(folder.parent / "cache")
 
     async def run(self, attempt: Attempt) -> Outcome | None:
         task, folder = attempt.task, self._attempt_folder(attempt.task)
@@ -78,7 +80,7 @@ class Isolated(Handler):
             try:
                 make_folder(folder)
                 heard = stack.enter_context(hearing(attempt, folder / "told"))
-                shim = await Supervised.start(folder, supervised.compiled_shim(self._cache))
+                shim = await self._spawner.start(folder)
             except (SpawnFailed, OSError) as error:
                 return Failed(Reason.SPAWN_ERROR, str(error))
             stack.callback(shim.close)

@@ -4,6 +4,8 @@ It is started by path, imports nothing of ours and outlives the server that star
 single letters (T: terminate, K: kill); `L` on fd 1 says that the lock is held. DIR receives `shim.lock`, `output`,
 `output.<offset>` and, last of all, `exit.json`. Every command pays for the start-up, so the imports are few: `signal`
 would bring enum (4.5 ms), ctypes its Python half (3.5 ms), json and subprocess more than that.
+
+On Linux `shim.py --serve` pays for it once, and forks a supervisor for each DIR that it is asked for.
 """
 
 import fcntl
@@ -27,12 +29,18 @@ else:
 IGNORED = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGPIPE, _signal.SIGQUIT)
 PR_SET_CHILD_SUBREAPER = 36
 CHUNK = 256 * 1024
+SIP = 16 * 1024  # most have little to say, and room for a whole chunk is mapped and unmapped each time
+PIECE = 4096
 DRAIN_SECONDS = 1.0
 KILL_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 OPEN_FILES = 4096  # unless the command asks for more: some close or poll every number that they might have
+EINVAL = 22  # such as an empty argv
 EXDEV = 18  # our word for: the folder is not below any root
 NEVER = float("inf")
+SERVE = "--serve"
+BEGINS = b"begins\n"
+OOM_SCORE = "/proc/self/oom_score_adj"
 RECORD = (
     '{"v":1,"code":%s,"signal":%s,"why":"%s","errno":%s,"tree_gone":%s,'
     '"killed":%d,"started":%d,"ended":%d,"bytes":%d}\n'
@@ -40,8 +48,17 @@ RECORD = (
 
 
 def main() -> None:
-    """Run the command that the pipe describes; return once its exit record is on disk, or if nothing was begun."""
-    folder = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
+    """Supervise the attempt that argv names, or serve and supervise one in each fork."""
+    os.closerange(3, OPEN_FILES)  # what our server did not mean to leave us, and no command shall inherit
+    if sys.argv[1] != SERVE:
+        supervise(os.fsencode(sys.argv[1]), _greet)
+    elif path := serve():
+        supervise(path, _greet_afar)
+
+
+def supervise(path: bytes, greet: "Callable[[], object]") -> None:
+    """Run the command that fd 0 describes; return once its exit record is on disk, or if nothing was begun."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     lock = _hold_lock(folder)
     reaper = _become_reaper()
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
@@ -51,7 +68,7 @@ def main() -> None:
     # Written while there is room: a command that fills the disk can still be told how it ended.
     record = _create(folder, "exit.json.tmp")
     os.write(record, b" " * 256)
-    os.write(1, b"L\n")
+    greet()
     order = _read_order()
     if order is None:
         for name in ("output", "exit.json.tmp", "shim.lock"):
@@ -68,6 +85,38 @@ def main() -> None:
     _maybe(os.fsync, record)  # refused by a failing disk: what can still be read is worth more than nothing
     os.rename("exit.json.tmp", "exit.json", src_dir_fd=folder, dst_dir_fd=folder)
     _maybe(os.fsync, folder)
+
+
+def serve() -> bytes | None:
+    """Fork for each message on fd 0: an attempt's folder, and the socket that becomes descriptors 0 and 1 of the fork.
+
+    Returns the folder in each fork, which keeps nothing else of what was open here; None when the server is gone.
+    """
+    import _ctypes  # noqa: F401  # pyright: ignore[reportUnusedImport]  what every fork would import
+    import _socket
+    import gc
+
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # the kernel reaps them
+    gc.freeze()  # a collection in a fork leaves the shared pages alone
+    requests = _socket.socket(fileno=0)
+    while True:
+        path, passed, *_ = requests.recvmsg(PIECE, _socket.CMSG_SPACE(4))
+        if not path:
+            return None
+        connection = int.from_bytes(passed[0][2], sys.byteorder)
+        try:
+            forked = os.fork()
+        except OSError:
+            forked = -1  # the server learns of it by the end of the connection
+        if not forked:
+            os.setsid()
+            _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+            for fd in (0, 1):
+                os.dup2(connection, fd)
+            os.close(connection)
+            requests.detach()
+            return path
+        os.close(connection)
 
 
 class Order:
@@ -149,6 +198,7 @@ class Attempt:
         self._reaper = reaper
         self._poller = select.poll()
         self._reader = -1  # our end of the output pipe; -1 once that has ended
+        self._most = SIP  # to be read at once
         self._child = 0
         self._status: int | None = None
         self._why = ""  # the first cause, and only that one
@@ -162,10 +212,8 @@ class Attempt:
         wake = self._listen()
         try:
             self._spawn()
-        except OSError as exc:
-            self._why, errno = "spawn_error", exc.errno
-            if self._child:
-                os.waitpid(self._child, 0)
+        except (OSError, ValueError) as exc:
+            self._why, errno = "spawn_error", getattr(exc, "errno", None) or EINVAL
         else:
             self._follow(wake)
         tree_gone = self.end_tree()
@@ -214,27 +262,38 @@ class Attempt:
 
     def _spawn(self) -> None:
         """Start the command, or raise the OSError that says why it did not start."""
+        order = self._order
         self._reader, writer = os.pipe()
         os.set_blocking(self._reader, False)
         self._poller.register(self._reader, select.POLLIN)
         if sys.platform == "linux":
             _maybe(fcntl.fcntl, self._reader, fcntl.F_SETPIPE_SZ, CHUNK)  # over the user's share: slower, no worse
-        gate, opener = os.pipe()
-        errors, report = os.pipe()
-        self._child = os.fork()
-        if not self._child:
-            _become(self._order, self._stdin, writer, gate, report)
-        for fd in (self._stdin, writer, gate, report):
-            os.close(fd)
+        _enter(order.cwd, order.roots)  # the command begins where we are
+        _limit()
+        usual = _offer_to_oom_killer()
+        # On record before it begins: where a lock is free and this is missing, nothing has ever run.
+        os.write(self._lock, BEGINS)
         try:
-            # Noted before it may begin: where a lock is free and no child noted, nothing has ever run.
-            os.write(self._lock, b"%d %s\n" % (self._child, _start_time(self._child)))
-            _maybe(os.write, opener, b"G")  # refused if the child has failed already, which it reports below
+            # Not forked: that would copy what it throws away a moment later, which takes as long as all the rest.
+            self._child = os.posix_spawn(
+                order.executable,
+                order.argv,
+                order.env,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, source, fd) for fd, source in enumerate((self._stdin, writer, writer))
+                ],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=(*IGNORED, _signal.SIGXFSZ),  # the last one is ignored by Python
+            )
         finally:
-            os.close(opener)
-        self._timeout_at = time.monotonic() + self._order.timeout
-        if failure := os.read(errors, 16):
-            raise OSError(int(failure), "the command did not start")
+            if usual:
+                _write(OOM_SCORE, usual)
+            os.chdir("/")
+            os.close(self._stdin)
+            os.close(writer)
+        self._timeout_at = time.monotonic() + order.timeout
+        os.write(self._lock, b"%d %s\n" % (self._child, _start_time(self._child)))
 
     def _follow(self, wake: int) -> None:
         if self._order.rest:
@@ -248,7 +307,7 @@ class Attempt:
             if self._reader in ready:
                 self._take()
             if 0 in ready:
-                self._obey(os.read(0, 64))
+                self._obey(_maybe(os.read, 0, 64) or b"")
             self._look_around()
 
     def _obey(self, letters: bytes) -> None:
@@ -287,10 +346,11 @@ class Attempt:
     def _take(self) -> bool:
         """Move one piece of output; False when there is none now, or no more."""
         try:
-            data = os.read(self._reader, CHUNK)
+            data = os.read(self._reader, self._most)
         except BlockingIOError:
             return False
         self._output.add(data)
+        self._most = SIP if len(data) < self._most else CHUNK
         if not data:
             self._poller.unregister(self._reader)
             self._reader = -1
@@ -336,6 +396,25 @@ def _hold_lock(folder: int) -> int:
     return lock
 
 
+def _greet() -> None:
+    """Say that the lock is held."""
+    os.write(1, b"L\n")
+
+
+def _greet_afar() -> None:
+    """Say so to a server that is not our parent: with our pid, and a descriptor by which it hears of our end."""
+    import _socket
+
+    me = os.getpid()
+    pidfd = _maybe(os.pidfd_open, me)
+    rights = [] if pidfd is None else [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pidfd.to_bytes(4, sys.byteorder))]
+    connection = _socket.socket(fileno=1)
+    connection.sendmsg([b"L%d\n" % me], rights)
+    connection.detach()
+    if pidfd is not None:
+        os.close(pidfd)
+
+
 def _become_reaper() -> bool:
     """Have every orphan below us handed to us; False where the system cannot do that."""
     if sys.platform != "linux":
@@ -351,7 +430,7 @@ def _read_order() -> Order | None:
     """Read records up to the go; None when the server went away first."""
     records: dict[bytes, list[bytes]] = {}
     rest = b""
-    while data := os.read(0, CHUNK):
+    while data := _maybe(os.read, 0, SIP):
         *complete, rest = (rest + data).split(b"\0")
         for record in complete:
             records.setdefault(record[:1], []).append(record[1:])
@@ -375,30 +454,12 @@ def _open_stdin(folder: int, text: bytes | None) -> int:
     return fd
 
 
-def _become(order: Order, stdin: int, output: int, gate: int, report: int) -> None:
-    """Turn the forked child into the command once the gate opens, or report the errno; never return."""
-    try:
-        os.setsid()
-        for fd, source in enumerate((stdin, output, output)):
-            os.dup2(source, fd)
-        low, high = sorted((gate, report))
-        top = min(max(os.sysconf("SC_OPEN_MAX"), 1024), 65536)
-        for start, end in ((3, low), (low + 1, high), (high + 1, top)):
-            os.closerange(start, end)
-        for number in (*IGNORED, _signal.SIGXFSZ):  # the last one is ignored by Python
-            _signal.signal(number, _signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft == resource.RLIM_INFINITY or soft > OPEN_FILES:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, hard))
-        _offer_to_oom_killer()
-        _enter(order.cwd, order.roots)
-        if os.read(gate, 1):
-            os.execve(order.executable, order.argv, order.env)
-    except Exception as exc:
-        os.write(report, b"%d" % (getattr(exc, "errno", 0) or 22))  # EINVAL: such as an empty argv
-    finally:
-        os._exit(127)
+def _limit() -> None:
+    """Set the limits that the command is to have: no core files, and not too many numbers for its files."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft > OPEN_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, hard))
 
 
 def _enter(folder: bytes, roots: list[bytes]) -> None:
@@ -412,13 +473,12 @@ def _enter(folder: bytes, roots: list[bytes]) -> None:
         raise OSError(EXDEV, "not below a root")
 
 
-def _offer_to_oom_killer() -> None:
-    """Make the command a better victim than the shim, which has to tell what became of it."""
-    try:
-        with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
-            file.write(b"%d" % min(1000, int(file.read()) + 200))
-    except OSError:
-        pass
+def _offer_to_oom_killer() -> bytes:
+    """Make what we start a better victim than we are, who have to tell what became of it; return our usual score."""
+    usual = _read(OOM_SCORE)
+    if usual:
+        _write(OOM_SCORE, b"%d" % min(1000, int(usual) + 200))
+    return usual
 
 
 def _freeze_tree(give_up: float) -> list[int]:
@@ -469,11 +529,25 @@ def _start_time(pid: int) -> bytes:
 
 
 def _read(path: str) -> bytes:
+    """Return what a file of the system says; nothing when it is not there. (`open` would touch half of the memory.)"""
+    data = b""
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY)
     except OSError:
-        return b""
+        return data
+    try:
+        while piece := os.read(fd, PIECE):
+            data += piece
+    except OSError:
+        pass
+    os.close(fd)
+    return data
+
+
+def _write(path: str, data: bytes) -> None:
+    if (fd := _maybe(os.open, path, os.O_WRONLY)) is not None:
+        _maybe(os.write, fd, data)
+        os.close(fd)
 
 
 def _create(folder: int, name: str) -> int:

@@ -8,7 +8,6 @@ import stat
 import struct
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ from pydantic import Field, TypeAdapter
 
 _LET_GO: list[subprocess.Popen[bytes]] = []  # shims that go on without us; subprocess warns when it forgets one
 SHIM = Path(__file__).with_name("shim.py")
+DID_NOT_COME_UP = "the supervisor did not come up; see free memory, disk and the limit on processes"
 HELLO_SECONDS = 5.0
 POLL_SECONDS = 0.1  # how often a shim is looked at where there is no pidfd
-LEFTOVER_SECONDS = 2.0
 RECORD_BYTES = 4096  # an exit.json larger than this was not written by a shim
 
 # `struct flock` begins type, whence, start, length, pid on Linux and start, length, pid, type, whence on macOS.
@@ -81,12 +80,14 @@ class SpawnFailed(Exception):
 class Supervised:
     """A shim at work. `pipe`: its command pipe, or -1 when another server started it. Close it when done."""
 
-    def __init__(self, folder: Path, pid: int, pipe: int, process: subprocess.Popen[bytes] | None) -> None:
+    def __init__(
+        self, folder: Path, pid: int, pipe: int, pidfd: int, process: subprocess.Popen[bytes] | None = None
+    ) -> None:
         self.folder = folder
         self._pid = pid
         self._pipe = pipe
+        self._pidfd = pidfd  # -1 where the system has none
         self._process = process
-        self._pidfd = _pidfd(pid)
 
     @classmethod
     async def start(cls, folder: Path, shim: Path) -> "Supervised":
@@ -102,14 +103,14 @@ class Supervised:
             hello = os.read(stdout.fileno(), 2)
         pipe = os.dup(process.stdin.fileno())
         process.stdin.close()
-        started = cls(folder, process.pid, pipe, process)
+        started = cls(folder, process.pid, pipe, _pidfd(process.pid), process)
         if not hello.startswith(b"L"):
             process.kill()
             await started.ended()
             started.close()
             if shim != SHIM:
                 _remove(shim)  # a full disk may have cut it short: it is made anew
-            raise SpawnFailed("the supervisor did not come up; see free memory, disk and the limit on processes")
+            raise SpawnFailed(DID_NOT_COME_UP)
         return started
 
     @classmethod
@@ -118,7 +119,7 @@ class Supervised:
         pid = holder(folder)
         if pid is None:
             return None
-        found = cls(folder, pid, -1, None)
+        found = cls(folder, pid, -1, _pidfd(pid))
         if holder(folder) != pid:  # it left between the look and the pidfd: the number may be another's by now
             found.close()
             return None
@@ -127,7 +128,8 @@ class Supervised:
     async def order(self, order: Order) -> None:
         """Hand over what to run; from then on it runs. Raises SpawnFailed when the shim is gone."""
         try:
-            await anyio.to_thread.run_sync(_write_all, self._pipe, order.encode())
+            if rest := _write_now(self._pipe, order.encode()):
+                await anyio.to_thread.run_sync(_write_all, self._pipe, rest)
         except OSError as error:
             raise SpawnFailed(f"the supervisor went away: {error}") from error
 
@@ -141,15 +143,14 @@ class Supervised:
 
     def wake(self) -> None:
         """Let a stopped shim go on."""
-        with suppress(OSError):
-            if self._process is not None or (self._pid > 0 and holder(self.folder) == self._pid):
-                os.kill(self._pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     async def ended(self) -> None:
         """Return when the shim has exited; its record, if any, is on disk then."""
         if self._pidfd >= 0:
             await anyio.wait_readable(self._pidfd)
-        while not self._gone():  # noqa: ASYNC110  # without a pidfd nothing tells
+            return
+        while not self._gone():  # noqa: ASYNC110  # nothing tells
             await anyio.sleep(POLL_SECONDS)
 
     def close(self) -> None:
@@ -165,8 +166,15 @@ class Supervised:
         with suppress(OSError):  # it has ended meanwhile
             if self._pipe >= 0:
                 os.write(self._pipe, command)
-            elif self._pid > 0 and holder(self.folder) == self._pid:  # 0: it lives in another pid namespace
-                os.kill(self._pid, signal.SIGTERM)
+            else:
+                self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
+        with suppress(OSError):  # it has ended meanwhile
+            if sys.platform == "linux" and self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, number)
+            elif self._process is not None or (self._pid > 0 and holder(self.folder) == self._pid):
+                os.kill(self._pid, number)  # 0: it lives in another pid namespace
 
     def _gone(self) -> bool:
         if self._process is not None:
@@ -177,7 +185,7 @@ class Supervised:
 def holder(folder: Path) -> int | None:
     """The pid that holds an attempt's shim lock, None when nobody does."""
     try:
-        fd = _open_own(folder / "shim.lock", os.O_RDWR)
+        fd = open_own(folder / "shim.lock", os.O_RDWR)
     except OSError:
         return None
     try:
@@ -192,42 +200,21 @@ def holder(folder: Path) -> int | None:
 def exit_record(folder: Path) -> Exit | None:
     """What the shim left when it ended; None when there is no (sound) record."""
     try:
-        with os.fdopen(_open_own(folder / "exit.json", os.O_RDONLY), "rb") as file:
+        with os.fdopen(open_own(folder / "exit.json", os.O_RDONLY), "rb") as file:
             return _EXIT.validate_json(file.read(RECORD_BYTES), strict=True)
     except (OSError, ValueError):
         return None
 
 
-def never_begun(folder: Path, ordered: bool) -> bool:
-    """Whether it is certain that the command did not start: the shim notes its child before it lets it go.
-
-    `ordered`: the order to start was given, so a lock file must be there to say that nothing came of it. Otherwise a
-    missing folder says that its server did not get so far, unless somebody removed all of the output.
-    """
-    try:
-        with os.fdopen(_open_own(folder / "shim.lock", os.O_RDONLY), "rb") as file:
-            return len(file.read(RECORD_BYTES).splitlines()) == 1
-    except FileNotFoundError:
-        return folder.parent.parent.is_dir() and not ordered
-    except OSError:
-        return False
-
-
-def end_leftovers(folder: Path, task_id: str, attempt: int) -> tuple[int, list[int]]:
-    """Kill what a killed shim left: how many, and who could not be ended.
-
-    They are found by the marker in their environment; the first of them also by the shim's note in `folder`, as it has
-    no marker until it becomes the command. Blocks for 2 s at most. Linux only; elsewhere nothing is found.
-    """
-    seen: set[int] = set()
-    deadline = time.monotonic() + LEFTOVER_SECONDS
-    while (left := _marked(task_id, attempt) | _noted(folder)) and time.monotonic() < deadline:
-        for pid in left:
-            seen.add(pid)
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.005)  # in a worker thread
-    return len(seen), sorted(left)
+def open_own(path: Path, mode: int) -> int:
+    """Open a regular file that only we can have written, and nothing that merely bears its name. Raises OSError."""
+    fd = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    found = os.fstat(fd)
+    writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or writable:
+        os.close(fd)
+        raise PermissionError(f"{path} is not a file of ours")
+    return fd
 
 
 def compiled_shim(folder: Path) -> Path:
@@ -258,15 +245,15 @@ def _spawn(folder: Path, shim: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def _open_own(path: Path, mode: int) -> int:
-    """Open a regular file that only we can have written, and nothing that merely bears its name. Raises OSError."""
-    fd = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    found = os.fstat(fd)
-    writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or writable:
-        os.close(fd)
-        raise PermissionError(f"{path} is not a file of ours")
-    return fd
+def _write_now(fd: int, data: bytes) -> bytes:
+    """Write what goes without waiting; the rest."""
+    os.set_blocking(fd, False)
+    try:
+        return data[os.write(fd, data) :]
+    except BlockingIOError:
+        return data
+    finally:
+        os.set_blocking(fd, True)
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -282,24 +269,3 @@ def _pidfd(pid: int) -> int:
         return os.pidfd_open(pid)
     except OSError:  # gone already, or a kernel without it
         return -1
-
-
-def _noted(folder: Path) -> set[int]:
-    """The child that the shim has put on record, if that very process still lives."""
-    try:
-        with os.fdopen(_open_own(folder / "shim.lock", os.O_RDONLY), "rb") as file:
-            pid, started = file.read(RECORD_BYTES).splitlines()[1].split()
-        state = Path(f"/proc/{int(pid)}/stat").read_bytes().rpartition(b")")[2].split()
-    except (OSError, IndexError, ValueError):
-        return set()
-    return {int(pid)} if state[19] == started and state[0] != b"Z" else set()
-
-
-def _marked(task_id: str, attempt: int) -> set[int]:
-    marks = {f"TASKORCH_TASK_ID={task_id}".encode(), f"TASKORCH_ATTEMPT={attempt}".encode()}
-    found: set[int] = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if marks <= set((entry / "environ").read_bytes().split(b"\0")):
-                found.add(int(entry.name))
-    return found
