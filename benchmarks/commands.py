@@ -1,0 +1,207 @@
+"""What supervision costs a command: attempts around `true` beside `true` alone, started by asyncio with pipes.
+
+    .venv/bin/python benchmarks/commands.py [--rounds 3] [--runs 400] [--folder DIR]
+
+An attempt is a supervisor, its order, the command, the exit record on disk, and the server that has seen the end.
+"directly": each supervisor is a new Python, as where nothing can fork them. "task": the same through the store and
+the pool. DIR must be on a real disk. Rounds are interleaved; medians, and the ratios within a round, are printed.
+"""
+
+import argparse
+import asyncio
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from taskorch.app import SWITCH_SECONDS
+from taskorch.domain.task import NewTask
+from taskorch.storage.database import open_database
+from taskorch.storage.store import Store
+from taskorch.work import supervised
+from taskorch.work.command import Command
+from taskorch.work.following import make_folder
+from taskorch.work.peers import Peers
+from taskorch.work.policy import Policy
+from taskorch.work.spawner import Spawner
+from taskorch.work.supervised import Order, Supervised
+from taskorch.work.worker import Worker
+
+AT_ONCE = 8
+SETTLE_SECONDS = 0.3  # after the order, until a supervisor only waits
+TRUE = Order("/bin/true", ("true",), "/", (), {}, None, 60.0, 5.0, "survive")
+SLEEP = Order("/bin/sleep", ("sleep", "60"), "/", (), {}, None, 60.0, 5.0, "survive")
+
+Start = Callable[[Path], Awaitable[Supervised]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. `ratio`: to the row named `base` in the same round, if there is one."""
+
+    name: str
+    value: float
+    unit: str
+    ratio: float | None = None
+    base: str = ""
+
+
+async def bare() -> None:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec("/bin/true", stdin=pipe, stdout=pipe, stderr=pipe)
+    await process.wait()
+
+
+async def attempt(start: Start, folder: Path) -> None:
+    """One supervised `true` in a new folder, its end on record."""
+    make_folder(folder)
+    shim = await start(folder)
+    try:
+        await shim.order(TRUE)
+        await shim.ended()
+    finally:
+        shim.close()
+    record = supervised.exit_record(folder)
+    assert record and record.code == 0, record
+
+
+async def rate(one: Callable[[int], Awaitable[None]], runs: int, at_once: int) -> float:
+    """Runs per second, so many at a time."""
+    numbers = iter(range(runs))
+
+    async def some() -> None:
+        for number in numbers:
+            await one(number)
+
+    began = time.perf_counter()
+    async with anyio.create_task_group() as group:
+        for _ in range(at_once):
+            group.start_soon(some)
+    return runs / (time.perf_counter() - began)
+
+
+async def tasks(folder: Path, runs: int, slots: int) -> float:
+    """Command tasks per second from a full queue to every result on disk."""
+    done, left = anyio.Event(), runs
+
+    def heard(changes: Any) -> None:
+        nonlocal left
+        left -= sum(task is not None and task.ended for _, task in changes)
+        if left == 0:
+            done.set()
+
+    async with open_database(folder / "taskorch.db") as database:
+        store = Store(database)
+        with Peers(folder / "servers") as peers:
+            owner = await store.register(peers.uuid, os.getpid(), "bench", ["command"])
+            kind = Command(folder / "output", Policy("*"), "", 5.0, folder)
+            new = NewTask("command", {"argv": ["/bin/true"]}, 1, 60.0)
+            for _ in range(runs):
+                await store.add(new)
+            worker = Worker(store, peers, owner, {"command": kind}, slots)
+            with store.listening(heard):
+                async with anyio.create_task_group() as group:
+                    began = time.perf_counter()
+                    await group.start(worker.run)
+                    await done.wait()
+                    taken = time.perf_counter() - began
+                    worker.stop()
+    return runs / taken
+
+
+def private_memory(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(float(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+async def private_kib(start: Start, folder: Path) -> float:
+    """Memory that a supervisor shares with nobody, KiB, while its command runs. Linux only."""
+    make_folder(folder)
+    shim = await start(folder)
+    try:
+        await shim.order(SLEEP)
+        await anyio.sleep(SETTLE_SECONDS)
+        return private_memory(supervised.holder(folder) or 0)
+    finally:
+        shim.kill()
+        await shim.ended()
+        shim.close()
+
+
+async def one_round(parent: Path, runs: int) -> dict[str, tuple[float, str, str]]:
+    """Name to (value, unit, base)."""
+    found: dict[str, tuple[float, str, str]] = {}
+    with tempfile.TemporaryDirectory(dir=parent) as name:
+        folder = Path(name)
+        (folder / "output").mkdir()
+        spawner = Spawner(folder / "cache")
+        code = supervised.compiled_shim(folder / "cache")
+
+        def place(series: str, number: int) -> Path:
+            return folder / "output" / f"{series}{number}" / "1"
+
+        def forked(series: str, number: int) -> Awaitable[None]:
+            return attempt(spawner.start, place(series, number))
+
+        def direct(series: str, number: int) -> Awaitable[None]:
+            return attempt(lambda path: Supervised.start(path, code), place(series, number))
+
+        await forked("warm", 0)
+        for at_once in (1, AT_ONCE):
+            base = f"bare `true`, {at_once} at a time"
+            found[base] = await rate(lambda _: bare(), runs, at_once), "per second", base
+            found[f"attempt, {at_once} at a time"] = (
+                await rate(partial(forked, f"f{at_once}-"), runs, at_once), "per second", base,
+            )  # fmt: skip
+            found[f"attempt, directly, {at_once} at a time"] = (
+                await rate(partial(direct, f"d{at_once}-"), runs // 8, at_once), "per second", base,
+            )  # fmt: skip
+        found[f"task, {AT_ONCE} slots"] = await tasks(folder, runs, AT_ONCE), "per second", base
+        if sys.platform == "linux":
+            kib = await private_kib(spawner.start, place("memory", 0))
+            found["private memory of a supervisor"] = kib, "KiB", ""
+            kib = await private_kib(lambda path: Supervised.start(path, code), place("memory", 1))
+            found["private memory of a supervisor, directly"] = kib, "KiB", ""
+        spawner.close()
+    return found
+
+
+def measure(rounds: int, runs: int = 400, folder: Path | None = None) -> list[Row]:
+    """All rows, each the median of so many rounds; `folder`: on which disk, the current folder if None."""
+    sys.setswitchinterval(SWITCH_SECONDS)  # as the server does
+    seen = [anyio.run(one_round, folder or Path.cwd(), runs) for _ in range(rounds)]
+    rows: list[Row] = []
+    for name, (_, unit, base) in seen[0].items():
+        value = statistics.median(found[name][0] for found in seen)
+        ratio = statistics.median(found[name][0] / found[base][0] for found in seen) if base else None
+        rows.append(Row(name, value, unit, ratio, base))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=400)
+    parser.add_argument("--folder", type=Path, default=Path.cwd())
+    options = parser.parse_args()
+    rows = measure(options.rounds, options.runs, options.folder)
+    print(
+        f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {options.rounds} rounds, "
+        f"{options.runs} runs, load {os.getloadavg()[0]:.1f}\n"
+    )
+    print("| what | value | unit | ratio to bare |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {row.name} | {row.value:,.0f} | {row.unit} | {'' if row.ratio is None else f'{row.ratio:.2f}'} |")
+
+
+if __name__ == "__main__":
+    main()
