@@ -350,6 +350,8 @@ async def test_what_cannot_be_measured_is_left_out(client: Client, monkeypatch: 
     monkeypatch.setattr(os, "statvfs", fail)
     facts = await stats(client)
     assert facts["status"] == "healthy" and "free_bytes" not in facts["store"]
+    answer = await call(client, "create_task", kind="echo", payload={}, wait_seconds=5)
+    assert answer.facts["status"] == "completed"
 
 
 # Over real stdio.
