@@ -47,11 +47,10 @@ TOOLS = (
 
 def prepared(server: Server) -> dict[str, list[str]]:
     """Tasks that wait for an hour, as many for each tool as it is called; those to be retried are cancelled."""
-    asked = {
-        tool.name: [server.post_call("create_task", name=f"{tool.name} {n}", **LATER) for n in range(DELAYS)]
-        for tool in TOOLS[1:]
-    }
-    ids = {name: [server.facts(request)["id"] for request in requests] for name, requests in asked.items()}
+    ids: dict[str, list[str]] = {}
+    for tool in TOOLS[1:]:  # one after the other, for all at once would be more than may be in flight
+        asked = [server.post_call("create_task", name=f"{tool.name} {n}", **LATER) for n in range(DELAYS)]
+        ids[tool.name] = [server.facts(request)["id"] for request in asked]
     for request in [server.post_call("cancel_task", task_id=task_id) for task_id in ids["retry_task"]]:
         server.facts(request)
     return ids | {"create_task": [""] * DELAYS}

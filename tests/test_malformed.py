@@ -40,45 +40,80 @@ def echo(payload: str) -> bytes:
     return calling("create_task", {"kind": "echo", "payload": "HERE"}).replace(b'"HERE"', payload.encode())
 
 
-# What the server reads, and the id under which an answer comes (None: there is none, only silence).
-MALFORMED: dict[str, tuple[bytes, object]] = {
-    "a null id": (line("tools/list", request_id=None), None),
-    "a float id": (line("tools/list", request_id=1.5), None),
-    "a boolean id": (line("tools/list", request_id=True), None),
-    "an object as id": (line("tools/list", request_id={}), None),
-    "a huge id": (line("tools/list", request_id=10**30), 10**30),
-    "a version of another kind": (line("tools/list", jsonrpc=2.0), None),
-    "no method": (b'{"jsonrpc": "2.0", "id": "bad"}', None),
-    "a method of another kind": (line(["tools/list"]), None),
-    "params as text": (line(params="list_tasks"), None),
-    "params as an array": (line(params=["list_tasks", {}]), None),
-    "no params": (line(), "bad"),
-    "a tool name of another kind": (calling({"name": "list_tasks"}), "bad"),
-    "a tool name of 100,000 characters": (calling("x" * 100_000), "bad"),
-    "arguments as text": (calling(arguments="{}"), "bad"),
-    "a progress token of another kind": (calling(arguments={}, _meta={"progressToken": [1]}), "bad"),
-    "a cursor of another kind": (line("tools/list", {"cursor": {"a": 1}}), "bad"),
-    "a resource that is no URI": (line("resources/read", {"uri": "\x7f \\ ["}), "bad"),
-    "a completion of nothing": (line("completion/complete", {"ref": {"type": "none"}, "argument": {}}), "bad"),
-    "an argument of 1 MiB": (calling("get_task", {"task_id": "x" * 2**20}), "bad"),
-    "an argument of 16 MiB": (calling("cancel_task", {"task_id": "x", "reason": "y" * 2**24}), "bad"),
-    "a line of 1 MiB that is no JSON": (b"[" + b"9" * 2**20, None),
-    "100 levels": (echo('{"a": ' * 100 + "1" + "}" * 100), "bad"),
-    "1,000 levels": (echo('{"a": ' * 1000 + "1" + "}" * 1000), None),
-    "100,000 levels": (echo("[" * 100_000 + "]" * 100_000), None),
-    "lone surrogates": (echo(r'{"a": "\ud800", "\udfff": 1}'), None),
-    "half a pair": (calling("get_task", {"task_id": "HERE"}).replace(b"HERE", rb"\udbff\ud7ff"), None),
-    "NaN": (echo('{"a": NaN}'), "bad"),
-    "infinity": (echo('{"a": -Infinity, "b": 1e999}'), "bad"),
-    "a number of 10,000 digits": (echo('{"a": ' + "9" * 10_000 + "}"), None),
-    "a raw NUL": (b'{"jsonrpc": "2.0", "id": "bad", "method": "tools/list\0"}', None),
-    "invalid UTF-8 in an argument": (calling("get_task", {"task_id": "HERE"}).replace(b"HERE", b"\xff\xc0\x80"), "bad"),
-    "a byte order mark": (b"\xef\xbb\xbf" + line("tools/list"), None),
-    "a key twice": (b'{"id": 7, ' + calling()[1:], "bad"),
-    "two messages on one line": (line("tools/list") + line("tools/list"), None),
-    "UTF-16": (line("tools/list").decode().encode("utf-16"), None),
+PARSE, INVALID, PARAMS, NOT_FOUND, GOOD_ANSWER = -32700, -32600, -32602, -32002, 0
+
+# What the server reads, and the id and the code of the error that it answers (None: it answers nothing).
+MALFORMED: dict[str, tuple[bytes, tuple[object, int] | None]] = {
+    "a null id": (line("tools/list", request_id=None), (None, INVALID)),
+    "a float id": (line("tools/list", request_id=1.5), (None, INVALID)),
+    "a boolean id": (line("tools/list", request_id=True), (None, INVALID)),
+    "an object as id": (line("tools/list", request_id={}), (None, INVALID)),
+    "a huge id": (line("tools/list", request_id=10**30), (10**30, GOOD_ANSWER)),
+    "an id of 10,000 digits": (line("tools/list").replace(b'"bad"', b"9" * 10_000), (None, INVALID)),
+    "an id of half a character": (line(["x"]).replace(b'"bad"', rb'"\ud800"'), (None, INVALID)),
+    "a version of another kind": (line("tools/list", jsonrpc=2.0), ("bad", INVALID)),
+    "the version of another protocol": (line("tools/list", jsonrpc="1.0"), ("bad", INVALID)),
+    "no version": (b'{"id": "bad", "method": "tools/list"}', ("bad", INVALID)),
+    "no method": (b'{"jsonrpc": "2.0", "id": "bad"}', ("bad", INVALID)),
+    "a method of another kind": (line(["tools/list"]), ("bad", INVALID)),
+    "params as text": (line(params="list_tasks"), ("bad", INVALID)),
+    "params as an array": (line(params=["list_tasks", {}]), ("bad", INVALID)),
+    "no params": (line(), ("bad", PARAMS)),
+    "a tool name of another kind": (calling({"name": "list_tasks"}), ("bad", PARAMS)),
+    "a tool name of 100,000 characters": (calling("x" * 100_000), ("bad", PARAMS)),
+    "arguments as text": (calling(arguments="{}"), ("bad", PARAMS)),
+    "a progress token of another kind": (calling(arguments={}, _meta={"progressToken": [1]}), ("bad", PARAMS)),
+    "a cursor of another kind": (line("tools/list", {"cursor": {"a": 1}}), ("bad", PARAMS)),
+    "a resource that is no URI": (line("resources/read", {"uri": "\x7f \\ ["}), ("bad", NOT_FOUND)),
+    "a completion of nothing": (
+        line("completion/complete", {"ref": {"type": "none"}, "argument": {}}),
+        ("bad", PARAMS),
+    ),
+    "an argument of 1 MiB": (calling("get_task", {"task_id": "x" * 2**20}), ("bad", GOOD_ANSWER)),
+    "an argument of 15 MiB": (
+        calling("cancel_task", {"task_id": "x", "reason": "y" * 15 * 2**20}),
+        ("bad", GOOD_ANSWER),
+    ),
+    "an argument of 16 MiB": (calling("cancel_task", {"task_id": "x", "reason": "y" * 2**24}), (None, INVALID)),
+    "a line of 40 MiB that is no JSON": (b"x" * (40 * 2**20), (None, INVALID)),
+    "a line of 1 MiB that is no JSON": (b"[" + b"9" * 2**20, (None, PARSE)),
+    "a message cut short": (b'{"jsonrpc": "2.0", "id": "bad", ', (None, PARSE)),
+    "an array of messages": (b"[" + line("tools/list") + b"]", (None, INVALID)),
+    "a number": (b"42", (None, INVALID)),
+    "100 levels": (echo('{"a": ' * 100 + "1" + "}" * 100), ("bad", GOOD_ANSWER)),
+    "500 levels": (echo('{"a": ' * 500 + "1" + "}" * 500), ("bad", INVALID)),
+    "100,000 levels": (echo("[" * 100_000 + "]" * 100_000), (None, INVALID)),
+    "1,000 levels inside a text": (calling("get_task", {"task_id": "[" * 1000}), ("bad", GOOD_ANSWER)),
+    "lone surrogates": (echo(r'{"a": "\ud800", "\udfff": 1}'), ("bad", INVALID)),
+    "half a pair": (calling("get_task", {"task_id": "HERE"}).replace(b"HERE", rb"\udbff\ud7ff"), ("bad", INVALID)),
+    "a pair": (calling("get_task", {"task_id": "HERE"}).replace(b"HERE", rb"\ud83d\ude00"), ("bad", GOOD_ANSWER)),
+    "NaN": (echo('{"a": NaN}'), ("bad", GOOD_ANSWER)),
+    "infinity": (echo('{"a": -Infinity, "b": 1e999}'), ("bad", GOOD_ANSWER)),
+    "a number of 400 digits": (echo('{"a": ' + "9" * 400 + "}"), ("bad", GOOD_ANSWER)),
+    "a number of 10,000 digits": (echo('{"a": ' + "9" * 10_000 + "}"), ("bad", INVALID)),
+    "a raw NUL": (b'{"jsonrpc": "2.0", "id": "bad", "method": "tools/list\0"}', (None, PARSE)),
+    "invalid UTF-8": (calling("get_task", {"task_id": "HERE"}).replace(b"HERE", b"\xff\xc0\x80"), (None, PARSE)),
+    "UTF-16": (line("tools/list").decode().encode("utf-16"), (None, PARSE)),
+    "a byte order mark": (b"\xef\xbb\xbf" + line("tools/list"), ("bad", GOOD_ANSWER)),
+    "two byte order marks": (b"\xef\xbb\xbf" * 2 + line("tools/list"), (None, PARSE)),
+    "a carriage return at the end": (line("tools/list") + b"\r", ("bad", GOOD_ANSWER)),
+    "a carriage return between words": (line("tools/list").replace(b": ", b":\r"), ("bad", GOOD_ANSWER)),
+    "line ends of Unicode": (
+        calling("get_task", {"task_id": "HERE"}).replace(b"HERE", "a\u2028b\u2029c\x85d".encode()),
+        ("bad", GOOD_ANSWER),
+    ),
+    "a key twice": (b'{"id": 7, ' + calling()[1:], ("bad", GOOD_ANSWER)),
+    "two messages on one line": (line("tools/list") + line("tools/list"), (None, PARSE)),
+    "nothing": (b"", None),
+    "blanks": (b" \t \r", None),
     "an end to nothing": (b'{"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {}}', None),
-    "progress of nobody": (b'{"jsonrpc": "2.0", "method": "notifications/progress", "params": [1]}', None),
+    "progress of nobody": (b'{"jsonrpc": "2.0", "method": "notifications/progress", "params": {}}', None),
+    "a notification with a list": (
+        b'{"jsonrpc": "2.0", "method": "notifications/progress", "params": [1]}',
+        (None, INVALID),
+    ),
+    "a response that is none": (b'{"jsonrpc": "2.0", "id": "bad", "result": [1]}', (None, INVALID)),
+    "an answer that nobody asked for": (b'{"jsonrpc": "2.0", "id": "bad", "result": {}}', None),
 }
 
 
@@ -97,13 +132,15 @@ def server(place: Place) -> Server:
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_the_call_after_a_malformed_line_is_answered(name: str, server: Server) -> None:
-    sent, answered = MALFORMED[name]
+    sent, wanted = MALFORMED[name]
     before = len(server.lines)
     server.send(sent)
+    if wanted is not None:
+        request_id, code = wanted
+        answer = server.answer(request_id)
+        assert answer.get("error", {"code": GOOD_ANSWER})["code"] == code, answer
     assert server.call("list_tasks")["counts"] is not None
-    if answered is not None:
-        assert server.answer(answered)
-    assert "bad" not in server.answered()
+    assert not server.answered() & {"bad", None}
     for text in server.lines[before:]:
         assert not NOISE.search(text.decode()), text[:500]
 

@@ -6,23 +6,22 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 from anyio.abc import TaskStatus
 from mcp.server.lowlevel.server import Server
-from mcp.server.stdio import stdio_server
 
 from taskorch import engine, parent
 from taskorch.calls.service import Service
 from taskorch.config import Settings
 from taskorch.leaving import arm_last_resort, explain, leave
-from taskorch.mcp.answered import Answers, Asked
+from taskorch.mcp.descriptors import claim_stdio
 from taskorch.mcp.protocol_tasks import serve_protocol_tasks
 from taskorch.mcp.resources import Resources
 from taskorch.mcp.server import build_server, initialization
+from taskorch.mcp.wire import opened
 from taskorch.work.worker import Worker
 
 SWITCH_SECONDS = 0.0005  # the store waits so long at each statement while handlers compute, instead of 5 ms
@@ -60,11 +59,10 @@ async def serve(settings: Settings) -> int:
     """Serve MCP over stdin and stdout until stdin ends or a signal comes; the exit code (128 + signal).
 
     Everything is settled, given back or let go within 1.5 s of either; a second signal leaves at once. What keeps the
-    server from starting is said in one line.
+    server from starting is said in one line. Threads may still run: `leave` with the code.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
-    code, app = 0, None
-    talk = anyio.CancelScope()
+    code, started = 0, False
 
     async def on_signal(*, task_status: TaskStatus[None]) -> None:
         nonlocal code
@@ -74,35 +72,25 @@ async def serve(settings: Settings) -> int:
                 if code:
                     leave(code)
                 code = 128 + number
-                arm_last_resort(code)
-                talk.cancel()
+                wire.end()
 
     async def on_orphaned() -> None:
         await parent.gone()
         log.warning("the process that started this server is gone: leaving")
-        arm_last_resort(0)
-        talk.cancel()
+        wire.end()
 
-    async with stdio_server() as (read, write):
-        sys.stdout = sys.stderr  # what a handler prints is no protocol, not even what is flushed at the very end
-        # The SDK's reader thread blocks on stdin, and only the end of stdin ends it: every other way out leaves here.
-        try:
-            async with anyio.create_task_group() as group:
-                await group.start(on_signal)
-                group.start_soon(on_orphaned)
-                async with running(settings) as app:
-                    asked = Asked(read, partial(arm_last_resort, 0))
-                    try:
-                        with talk:
-                            await app.server.run(asked, Answers(write, asked), initialization(app.server))
-                    finally:
-                        arm_last_resort(code)
-                group.cancel_scope.cancel()
-        except anyio.get_cancelled_exc_class():  # by the SDK's writer, which has failed
-            log.warning("stdout cannot be written any more: leaving")
-            leave(0)
-        except BaseException as error:
-            leave(explain(error, starting=app is None))
-        if code or talk.cancel_called:
-            leave(code)
+    try:
+        streams = opened(*claim_stdio(), on_end=lambda: arm_last_resort(code))
+        async with streams as wire, anyio.create_task_group() as group:
+            await group.start(on_signal)
+            group.start_soon(on_orphaned)
+            async with running(settings) as app:
+                started = True
+                try:
+                    await app.server.run(wire, wire, initialization(app.server))
+                finally:
+                    wire.end()
+            group.cancel_scope.cancel()
+    except BaseException as error:
+        return explain(error, starting=not started)
     return code
