@@ -174,6 +174,19 @@ def test_a_file_of_requests_is_answered_into_a_file(place: Place) -> None:
     assert len(place.rows()) == 100
 
 
+def test_a_named_pipe_whose_writer_has_gone_already_is_read_to_its_end(place: Place) -> None:
+    fifo = place.folder / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with fifo.open("wb") as writer:
+        writer.write(line(0, "initialize", **HELLO) + line(1, "tools/list"))
+    os.set_blocking(reader, True)
+    source, sink = os.pipe()
+    with hosting(place, (reader, sink, source, os.open(os.devnull, os.O_WRONLY))) as host:
+        assert [host.answer()["id"], host.answer()["id"]] == [0, 1]
+        assert host.left() == 0
+
+
 @pytest.mark.parametrize(
     ("redirection", "code", "said"),
     [

@@ -80,6 +80,9 @@ class Descriptor:
 
     def _opened_anew(self, flags: int) -> bool:
         try:
+            named = self.is_pipe and not os.readlink(f"/proc/self/fd/{self.fd}").startswith("pipe:")
+            if named and flags == os.O_RDONLY:  # opened anew it would never end, if whoever wrote it has gone by now
+                return False
             anew = os.open(f"/proc/self/fd/{self.fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError:  # no /proc, somebody else's, or nobody at the other end
             return False
