@@ -73,8 +73,7 @@ async def list_tasks(service: Service, call: Call, a: args.ListTasks) -> Reply:
 
 
 async def get_task(service: Service, call: Call, a: args.GetTask) -> Reply:
-    task = await service.queries.resolve(a.task_id)
-    view = await service.view([task])
+    task, view = await service.seen(a.task_id)
     if a.detail == "concise":
         return task_reply(task, view)
     folder = str(output.attempt_folder(service.output_folder, task.id, task.attempt))

@@ -16,7 +16,7 @@ from taskorch.domain.kind import Kind
 from taskorch.domain.task import HIDDEN, OnServerExit, Status, Task
 from taskorch.storage.ids import FULL_ID, undressed
 from taskorch.storage.outside import OutsideStore
-from taskorch.storage.queries import Queries
+from taskorch.storage.queries import Queries, Situation
 from taskorch.storage.store import Change, Store
 from taskorch.work import output
 
@@ -61,7 +61,14 @@ class Service:
 
     async def view(self, tasks: Sequence[Task] = ()) -> View:
         """What replies need to know of this moment, to tell of these tasks why they wait."""
-        now = await self.queries.situation([task for task in tasks if task.blocked or task.held])
+        return self._view(await self.queries.situation([task for task in tasks if task.blocked or task.held]))
+
+    async def seen(self, reference: str) -> tuple[Task, View]:
+        """The task that is meant, and what a reply needs to tell of it. Raises NotFound, InvalidInput."""
+        task, now = await self.queries.seen(reference)
+        return task, self._view(now)
+
+    def _view(self, now: Situation) -> View:
         return View(self.store.now(), now.kinds, self.wait_cap_seconds, now.waits)
 
     def shown(self, task: Task) -> Mapping[str, Any]:

@@ -147,6 +147,15 @@ class Queries:
         """
         return await self._database.read(lambda db: find(db, reference, prefixes))
 
+    async def seen(self, reference: str) -> tuple[Task, Situation]:
+        """The task that is meant, as for `resolve`, and what tells why it waits: both of one moment."""
+
+        def seen(db: sqlite3.Connection) -> tuple[Task, Situation]:
+            task = find(db, reference, True)
+            return task, _situation(db, [task], self._limits)
+
+        return await self._database.read(seen)
+
     async def page(self, filters: Filters, limit: int, before_seq: int | None) -> Page:
         """A page of tasks, newest first, and how many there are of each status under the other filters."""
         return await self._database.read(lambda db: _page(db, filters, limit, before_seq))
@@ -163,13 +172,7 @@ class Queries:
 
     async def situation(self, tasks: Sequence[Task]) -> Situation:
         """What tells why these tasks wait."""
-
-        def situation(db: sqlite3.Connection) -> Situation:
-            held = [(task.id, task.concurrency_key) for task in tasks if task.held]
-            used_up = {task_id: full(db, key, self._limits) for task_id, key in held if key}
-            return Situation({row[0] for row in db.execute(RUNNABLE)}, {**waits(db, tasks), **used_up})
-
-        return await self._database.read(situation)
+        return await self._database.read(lambda db: _situation(db, tasks, self._limits))
 
     async def limit(self, concurrency_key: str) -> Full:
         """What uses up the limit of that key."""
@@ -213,6 +216,12 @@ class Queries:
             return [task_id for task_id, name in rows if task_id.startswith(start) or (name or "").startswith(start)]
 
         return await self._database.read(suggest_ids)
+
+
+def _situation(db: sqlite3.Connection, tasks: Sequence[Task], limits: Limits) -> Situation:
+    held = [(task.id, task.concurrency_key) for task in tasks if task.held]
+    used_up = {task_id: full(db, key, limits) for task_id, key in held if key}
+    return Situation({row[0] for row in db.execute(RUNNABLE)}, {**waits(db, tasks), **used_up})
 
 
 def _page(db: sqlite3.Connection, filters: Filters, limit: int, before_seq: int | None) -> Page:

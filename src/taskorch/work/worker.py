@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -67,7 +68,8 @@ class Worker:
         self._stopping = anyio.Event()
         self._work = anyio.Event()  # something may be claimable that no commit of ours has claimed
         self._given = anyio.Event()  # the queue has something for a slot
-        self._due = anyio.Event()  # the next due time may have changed
+        self._due = anyio.Event()  # something is due sooner than was known
+        self._due_at = math.inf  # when the next is due (ms), as far as is known
         self._told = anyio.Event()  # an attempt has reported progress
 
     @property
@@ -216,7 +218,8 @@ class Worker:
                 if self._unwanted:
                     self._unwanted = {key for key in self._unwanted if key[0] != task_id}
             elif task.status is Status.WAITING or task.claim_expires_at is not None:
-                if not (task.ready or task.held) or task.expires_at is not None:
+                begins = None if task.ready or task.held else task.run_at
+                if any(at is not None and at < self._due_at for at in (begins, task.expires_at, task.claim_expires_at)):
                     self._due.set()
             elif task.cancel_requested_at is not None and task.owner == self._owner:
                 self._cancel(task)
@@ -230,12 +233,13 @@ class Worker:
     async def _promote(self) -> None:
         """Let due tasks into the ready index and end expired ones, sleeping until the next is due."""
         while True:
-            self._due = due = anyio.Event()
+            self._due, self._due_at = due, _ = anyio.Event(), math.inf  # before looking: what comes meanwhile counts
             try:
                 at = await self._store.promote()
             except StoreError as error:
                 log.error("could not look for due tasks: %s", error)
                 at = self._store.now() + 1000
+            self._due_at = math.inf if at is None else at
             wait = LOOK_SECONDS if at is None else max(0.0, (at - self._store.now()) / 1000)
             with anyio.move_on_after(min(LOOK_SECONDS, wait)):
                 await due.wait()
