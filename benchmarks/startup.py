@@ -1,11 +1,11 @@
 """From the start of a process to its first `tools/list`, and what the server needs while it does nothing.
 
-    python benchmarks/startup.py [--rounds 15] [--idle-seconds 30] [--tasks 10000]
+    python -m benchmarks.startup [--rounds 15] [--idle-seconds 30] [--tasks 10000]
 
 The measure is `empty_server.py`, an empty server of the SDK, started in the same way. Rounds are interleaved; the
-medians are printed, and their ratios to that server's. A client sends the 2025-11-25 handshake and `tools/list` at once
-and waits for the answer. "idle" is measured in all of them at the same time, on Linux alone: memory, and of all threads
-processor time and wake-ups (voluntary context switches).
+medians are printed, and their ratios to that server's in the same round. A client sends the 2025-11-25 handshake and
+`tools/list` at once and waits for the answer. "idle" is measured in all of them at the same time, on Linux alone:
+memory, and of all threads processor time and wake-ups (voluntary context switches).
 """
 
 import argparse
@@ -13,18 +13,17 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 
+from benchmarks.table import Row, markdown, row
 from taskorch.domain.task import Completed, NewTask
 from taskorch.storage.database import open_database
 from taskorch.storage.store import Store
@@ -45,39 +44,30 @@ SETTLE_SECONDS = 5.0  # before a server counts as idle
 BATCH = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """`base`: the same of the empty server, None where there is nothing to compare with."""
-
-    name: str
-    value: float
-    unit: str
-    base: float | None = None
-
-    @property
-    def ratio(self) -> float | None:
-        return self.value / self.base if self.base else None
+def measure(rounds: int, tasks: int = 10_000, idle_seconds: float = 30.0) -> list[Row]:
+    """Both of what is measured here; on other systems than Linux the start alone."""
+    rows = measure_start(rounds, tasks)
+    return rows + measure_idle(idle_seconds, tasks) if sys.platform == "linux" else rows
 
 
-def measure(rounds: int, tasks: int = 10_000) -> list[Row]:
+def measure_start(rounds: int, tasks: int) -> list[Row]:
     """Milliseconds to the first `tools/list`: with a new state folder, one that exists, one with ended tasks."""
     with _folders(tasks) as (used, full):
         servers = {"empty server of the SDK": (EMPTY, used), "existing folder": (TASKORCH, used)}
         servers |= {f"{tasks:,} ended tasks": (TASKORCH, full)}
-        took: dict[str, list[float]] = {"python -c pass": []}
+        took: list[dict[str, float]] = []
         for _ in range(rounds):
             began = time.perf_counter()
             subprocess.run([sys.executable, "-c", "pass"], check=True)
-            took["python -c pass"].append(time.perf_counter() - began)
+            took.append({"start, python -c pass": 1000 * (time.perf_counter() - began)})
             for name, (command, folder) in servers.items():
-                took.setdefault(name, []).append(_start(command, folder))
+                took[-1][f"start, {name}"] = 1000 * _start(command, folder)
             with tempfile.TemporaryDirectory() as folder:
-                took.setdefault("new folder", []).append(_start(TASKORCH, Path(folder) / "state"))
-    base = statistics.median(took["empty server of the SDK"]) * 1000
-    return [Row(f"start, {name}", statistics.median(times) * 1000, "ms", base) for name, times in took.items()]
+                took[-1]["start, new folder"] = 1000 * _start(TASKORCH, Path(folder) / "state")
+    return [row(name, "ms", took, "start, empty server of the SDK") for name in took[0]]
 
 
-def measure_idle(seconds: float, tasks: int = 10_000) -> list[Row]:
+def measure_idle(seconds: float, tasks: int) -> list[Row]:
     """What each of them needs while nobody asks for anything. Linux alone."""
     with _folders(tasks) as (used, full):
         commands = {"empty server of the SDK": (EMPTY, used), "existing folder": (TASKORCH, used)}
@@ -97,7 +87,10 @@ def measure_idle(seconds: float, tasks: int = 10_000) -> list[Row]:
                 )
                 memory = _memory(server.pid)
                 base = base or memory
-                rows += [Row(f"idle {kind}, {name}", mb, "MB", base[kind]) for kind, mb in memory.items()]
+                rows += [
+                    Row(f"idle {kind}, {name}", mb, "MB", mb / base[kind], f"idle {kind}, empty server of the SDK")
+                    for kind, mb in memory.items()
+                ]
                 rows += [
                     Row(f"idle CPU, {name}", cpu * 100, "%"),
                     Row(f"idle wake-ups, {name}", switches, "a second"),
@@ -184,14 +177,9 @@ def main() -> None:
     parser.add_argument("--idle-seconds", type=float, default=30.0)
     parser.add_argument("--tasks", type=int, default=10_000)
     arguments = parser.parse_args()
-    rows = measure(arguments.rounds, arguments.tasks)
-    if sys.platform == "linux":
-        rows += measure_idle(arguments.idle_seconds, arguments.tasks)
+    rows = measure(arguments.rounds, arguments.tasks, arguments.idle_seconds)
     print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs\n")
-    print("| what | value | ratio to the empty server |\n|---|---|---|")
-    for row in rows:
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        print(f"| {row.name} | {row.value:,.2f} {row.unit} | {ratio} |")
+    print(markdown(rows))
 
 
 if __name__ == "__main__":
