@@ -34,11 +34,11 @@ def npm(cache: Path, *packages: str, oldest: int = 22) -> Path:
     return _made(cache, packages, fill)
 
 
-def venv(cache: Path, *packages: str) -> Path:
-    """A virtual environment that has the packages."""
+def venv(cache: Path, *packages: str, python: str = sys.executable) -> Path:
+    """A virtual environment of that Python that has the packages."""
 
     def fill(folder: Path) -> None:
-        _install(("a virtual environment",), sys.executable, "-m", "venv", str(folder))
+        _install(("a virtual environment",), python, "-m", "venv", str(folder))
         _install(packages, str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *packages)
 
     return _made(cache, packages, fill)
