@@ -1,6 +1,6 @@
 """What supervision costs a command: attempts around `true` beside `true` alone, started by asyncio with pipes.
 
-    .venv/bin/python benchmarks/commands.py [--rounds 3] [--runs 400] [--folder DIR]
+    .venv/bin/python -m benchmarks.commands [--rounds 3] [--runs 400] [--folder DIR]
 
 An attempt is a supervisor, its order, the command, the exit record on disk, and the server that has seen the end.
 "directly": each supervisor is a new Python, as where nothing can fork them. "task": the same through the store and
@@ -16,13 +16,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 
+from benchmarks.table import Row, markdown
 from taskorch.app import SWITCH_SECONDS
 from taskorch.domain.task import NewTask
 from taskorch.storage.database import open_database
@@ -42,17 +42,6 @@ TRUE = Order("/bin/true", ("true",), "/", (), {}, None, 60.0, 5.0, "survive")
 SLEEP = Order("/bin/sleep", ("sleep", "60"), "/", (), {}, None, 60.0, 5.0, "survive")
 
 Start = Callable[[Path], Awaitable[Supervised]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure. `ratio`: to the row named `base` in the same round, if there is one."""
-
-    name: str
-    value: float
-    unit: str
-    ratio: float | None = None
-    base: str = ""
 
 
 async def bare() -> None:
@@ -198,9 +187,7 @@ def main() -> None:
         f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {options.rounds} rounds, "
         f"{options.runs} runs, load {os.getloadavg()[0]:.1f}\n"
     )
-    print("| what | value | unit | ratio to bare |\n|---|---|---|---|")
-    for row in rows:
-        print(f"| {row.name} | {row.value:,.0f} | {row.unit} | {'' if row.ratio is None else f'{row.ratio:.2f}'} |")
+    print(markdown(rows))
 
 
 if __name__ == "__main__":
