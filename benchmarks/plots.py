@@ -31,7 +31,8 @@ LABELS = {
 SIZES = {"1k": 1_000, "100k": 100_000, "1M": 1_000_000}
 BESIDE = {"1k above 1M ended": "s", "1k beside 1M scheduled": "D"}
 STYLE = {
-    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11, "axes.spines.top": False,
+    "svg.fonttype": "none", "svg.hashsalt": "taskorch",
+    "font.family": "sans-serif", "font.size": 11, "axes.spines.top": False,
     "axes.spines.right": False, "axes.titleweight": "bold", "axes.titlelocation": "left",
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }  # fmt: skip
