@@ -262,3 +262,34 @@ async def test_the_columns_that_a_ready_row_leaves_out_are_those_that_its_place_
         "claim_expires_at": None, "schedule": None, "progress": None, "result": None, "cancel_requested_at": None,
         "cancel_reason": None, "finished_at": None,
     }  # fmt: skip
+
+
+async def test_what_waits_for_a_task_that_a_claim_finds_expired_is_told_in_the_same_commit(
+    store: Store, database: Database, clock: Clock
+) -> None:
+    late = Wish(new("late", expires_at=clock.now + 5_000))
+    then = Wish(new("then"))
+    then = Wish(then.new, depends_on=(late.task_id,))
+    with fed(store) as eater:
+        await add(store, "a")
+        await store.add_all([late, then])
+        clock.advance(6)
+        await store.settle(eater.taken[0], DONE)
+    assert await _statuses(database) == {"a": "completed", "late": "failed", "then": "cancelled"}
+
+
+async def test_the_place_of_a_task_that_a_claim_finds_expired_is_given_on_in_the_same_commit(
+    store: Store, database: Database, clock: Clock
+) -> None:
+    with fed(store) as eater:
+        await add(store, "a")
+        await add(store, "late", concurrency_key="one", expires_at=clock.now + 5_000)
+        await add(store, "next", concurrency_key="one")
+        clock.advance(6)
+        await store.settle(eater.taken[0], DONE)
+    assert await _statuses(database) == {"a": "completed", "late": "failed", "next": "working"}
+    assert names(eater.taken) == ["a", "next"]
+
+
+async def _statuses(database: Database) -> dict[str, str]:
+    return await database.read(lambda db: dict(db.execute("SELECT name, status FROM tasks").fetchall()))

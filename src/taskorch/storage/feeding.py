@@ -45,10 +45,12 @@ class Pools:
         finally:
             self._pools = tuple(other for other in self._pools if other is not pool)
 
-    def follow(self, tx: Transaction, now: int) -> None:
-        """Before the commit: claim what its changes have made possible."""
+    def follow(self, tx: Transaction, now: int) -> bool:
+        """Before the commit: claim what its changes have made possible. True: what was found expired has ended."""
+        known = len(tx.moved)
         if any(_makes_work(before, after) for before, after in tx.moved):
             self.feed(tx, now)
+        return any(after is not None and after.ended for _, after in tx.moved[known:])
 
     def feed(self, tx: Transaction, now: int) -> None:
         """Claim for each pool what it has room for beside what it holds, which is counted from its rows."""

@@ -225,9 +225,8 @@ class Store:
     async def promote(self) -> int | None:
         """Do what time brings: let due tasks in, end expired ones and silent claims, fire schedules.
 
-        When to look again (ms), None: nothing is due.
-
-        If the clock was set back, retries wait no longer for that, and no claim lasts longer.
+        When to look again (ms), None: nothing is due. If the clock was set back, retries wait no longer for that, and
+        no claim lasts longer.
         """
         now = self.now()
         if now < self._latest:
@@ -295,9 +294,11 @@ class Store:
 
     def _before_commit(self, tx: Transaction) -> None:
         """What the changes mean to other tasks belongs to the same commit."""
-        dependencies.follow(tx, self.now())
-        refill(tx, self._limits, self.now())
-        self._pools.follow(tx, self.now())
+        expired = True
+        while expired:
+            dependencies.follow(tx, self.now())
+            refill(tx, self._limits, self.now())
+            expired = self._pools.follow(tx, self.now())
         keep_counts(tx)
 
     async def _as_left(self, tasks: Sequence[Task]) -> Sequence[Task]:
