@@ -19,11 +19,11 @@ from taskorch.storage.database import Database
 commit = Database._commit
 
 async def and_die(self, batch):
-    changed = await commit(self, batch)
+    changed, afterwards = await commit(self, batch)
     if changed and os.path.exists("die"):
         os.unlink("die")
         os.kill(os.getpid(), signal.SIGKILL)
-    return changed
+    return changed, afterwards
 
 Database._commit = and_die
 """
