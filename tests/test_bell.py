@@ -1,6 +1,7 @@
 """Servers wake each other: what one stores, another starts at once."""
 
 import os
+import resource
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
@@ -103,6 +104,16 @@ async def test_a_full_or_deserted_fifo_stops_nobody(tmp_path: Path, store: Store
             full.ring()  # to `ringer` alone
         ringer.ring()
     assert [name for name in os.listdir(tmp_path) if name.endswith(".fifo")] == ["deserted.fifo"]
+
+
+async def test_who_has_too_many_files_open_rings_nobody_and_goes_on(tmp_path: Path, store: Store) -> None:
+    with Bell(tmp_path, "deaf", store), Bell(tmp_path, "ringer", store) as ringer:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            ringer.ring()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def test_what_a_program_stores_that_rings_nobody_is_noticed(tmp_path: Path) -> None:

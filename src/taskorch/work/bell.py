@@ -57,10 +57,9 @@ class Bell:
 
     def ring(self) -> None:
         """Wake every other server on this folder."""
-        for path in self._folder.glob("*.fifo"):
-            if path != self._path:
-                with suppress(OSError):  # nobody reads it, or it is full: they will look anyway
-                    _ring(path)
+        for path in self._others():
+            with suppress(OSError):  # nobody reads it, or it is full: they will look anyway
+                _ring(path)
 
     async def rung(self) -> None:
         """Wait until another server has rung, or `tell` was called, since this returned last."""
@@ -70,6 +69,11 @@ class Bell:
     def tell(self) -> None:
         """As if another server had rung. May be called by any thread, also after the end."""
         self._loop.call_soon_threadsafe(self._wake)
+
+    def _others(self) -> list[Path]:
+        with suppress(OSError):  # such as too many open files
+            return [path for path in self._folder.glob("*.fifo") if path != self._path]
+        return []
 
     def _hear(self) -> None:
         with suppress(BlockingIOError):
