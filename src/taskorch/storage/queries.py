@@ -15,6 +15,7 @@ from taskorch.storage.finding import NEWEST_NAMES, find
 from taskorch.storage.limits import Full, Limits, full
 from taskorch.storage.lives import Life, number, recall
 from taskorch.storage.rows import BY_ID, SELECT, from_row, load
+from taskorch.storage.servers import Server, noted
 
 EXACT_COUNTS = 100_000  # beyond so many stored tasks, filtered counts look at the newest so many
 HISTORY_ROWS = 50
@@ -186,6 +187,10 @@ class Queries:
         """What its history says of one attempt, whatever has come after it; empty when there is none."""
         rows = await self._database.read(lambda db: _records(db, ATTEMPT, (task.seq, number)))
         return rows[0] if rows else {}
+
+    async def servers(self) -> list[Server]:
+        """Those that have noted themselves and not signed off; some may have died."""
+        return await self._database.read(noted)
 
     async def stats(self, now: int) -> Stats:
         return await self._database.read(lambda db: _stats(db, now))
