@@ -209,7 +209,7 @@ def test_a_backup_that_cannot_be_made_is_explained_in_one_line(made: bool, said:
         schema.make_ready(tmp_path / "state" / "taskorch.db")
     (tmp_path / "mine.db").write_text("mine")
     result = run("backup", "mine.db")
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (5, "", 1)
     assert said in result.stderr
     assert (tmp_path / "mine.db").read_text() == "mine"
 

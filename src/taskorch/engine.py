@@ -50,6 +50,7 @@ class Engine:
 
     service: Service
     worker: Worker
+    kinds: "Kinds"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
                     async with anyio.create_task_group() as slots:
                         await slots.start(worker.run)
                         try:
-                            yield Engine(service, worker)
+                            yield Engine(service, worker, kinds)
                         finally:
                             worker.stop()
                 finally:

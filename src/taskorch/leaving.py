@@ -31,10 +31,16 @@ def arm_last_resort(code: int) -> None:
     timer.start()
 
 
-def explain(error: BaseException, starting: bool) -> int:
-    """Say what ended the server: in one line if somebody can mend it. The exit code."""
+def cause(error: BaseException) -> BaseException:
+    """The first of a group of errors, or the error itself."""
     while isinstance(error, BaseExceptionGroup):
         error = cast(BaseExceptionGroup[BaseException], error).exceptions[0]
+    return error
+
+
+def explain(error: BaseException, starting: bool) -> int:
+    """Say what ended the server: in one line if somebody can mend it. The exit code."""
+    error = cause(error)
     match error:
         case ImportError() if starting:
             text = f"{error}. See TASKORCH_HANDLERS and PYTHONPATH."

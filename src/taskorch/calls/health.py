@@ -182,7 +182,7 @@ def _text(facts: dict[str, Any]) -> str:
             f"queue: {queue['ready']} ready{oldest}{following}",
             f"workers: {slots}{len(workers['servers'])} server(s){hangs}",
             *_outside_lines(workers.get("outside")),
-            f"kinds: {', '.join(workers['kinds'])} (what they take: tasks://kinds)",
+            f"kinds: {', '.join(workers['kinds']) or 'none'}{' (what they take: tasks://kinds)' if slots else ''}",
             f"store: {writes}, {store['bytes']} bytes{free}{kept}",
         ]
     )

@@ -3,8 +3,9 @@
 Without arguments it is not even loaded: see `start`.
 """
 
-import json
+import io
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -13,18 +14,16 @@ import anyio
 import typer
 
 from taskorch import __version__
-from taskorch.cli import serving
+from taskorch.cli import adding, awaiting, seeing, serving, steering
+from taskorch.cli.exits import Exit
 from taskorch.cli.hosts import HostName
+from taskorch.cli.invocation import StateDir, flags, say, say_json
 from taskorch.cli.serving import read_settings, refuse
 from taskorch.config import PREFIX
 from taskorch.domain.errors import StoreError
 
-FAILED = 1
-
-cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-
-StateDir = Annotated[Path | None, typer.Option(help="Where database, output and locks are kept.")]
+cli = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+config = typer.Typer(help="Settings: see where each comes from.", no_args_is_help=True)
 
 
 @cli.callback(invoke_without_command=True)
@@ -45,11 +44,46 @@ def serve(
     if version:
         typer.echo(f"taskorch {__version__}")
         return
-    flags = {"state_dir": state_dir, "concurrency": concurrency, "allow_commands": allow_commands, "handlers": handlers}
-    context.obj = flags
+    given = {"state_dir": state_dir, "concurrency": concurrency, "allow_commands": allow_commands, "handlers": handlers}
+    context.obj = given
     if context.invoked_subcommand is not None:
         return
-    serving.serve(flags)
+    serving.serve(given)
+
+
+cli.command(context_settings={"allow_interspersed_args": False})(adding.add)
+for command in (seeing.ls, seeing.show, awaiting.logs, awaiting.wait, steering.cancel, steering.retry, steering.edit):
+    cli.command()(command)
+for command in (steering.rm, seeing.stats, seeing.top):
+    cli.command()(command)
+
+
+@cli.command()
+def worker(context: typer.Context, state_dir: StateDir = None) -> None:
+    """Run tasks with no host attached, until SIGTERM or Ctrl-C; then what works is given back or goes on by itself."""
+    from taskorch.cli.working import keep_to_stderr, work
+    from taskorch.leaving import leave
+
+    settings = read_settings(flags(context, state_dir))
+    keep_to_stderr()
+    leave(anyio.run(work, settings))
+
+
+@config.command("show")
+def show_config(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Each setting, its value, and where that comes from: flag, environment, file or default."""
+    from taskorch.cli import configured
+
+    given = flags(context, state_dir)
+    facts = configured.shown(read_settings(given), given)
+    if as_json:
+        say_json(facts)
+    else:
+        say("\n".join(configured.lines(facts)))
 
 
 @cli.command()
@@ -69,12 +103,12 @@ def doctor(
     """Look for what may be wrong and say how to mend it; changes nothing. Exit code 1 if something must be mended."""
     from taskorch.cli import doctor as examination
 
-    folder, checks = examination.diagnose(_flags(context, state_dir))
+    folder, checks = examination.diagnose(flags(context, state_dir))
     if as_json:
-        typer.echo(json.dumps(examination.facts(folder, checks), indent=2))
+        say_json(examination.facts(folder, checks))
     else:
         typer.echo("\n".join(examination.report(folder, checks)))
-    raise typer.Exit(0 if examination.is_healthy(checks) else FAILED)
+    raise typer.Exit(Exit.OK if examination.is_healthy(checks) else Exit.FAILED)
 
 
 @cli.command()
@@ -83,16 +117,21 @@ def backup(
     file: Annotated[
         Path | None, typer.Argument(help="The copy, which must not exist yet; by default one in STATE_DIR/backups.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
     state_dir: StateDir = None,
 ) -> None:
     """Copy the database to a file of its own, also while servers run, and print its path."""
     from taskorch.storage.backup import backup_database
 
-    settings = read_settings(_flags(context, state_dir))
+    settings = read_settings(flags(context, state_dir))
     try:
-        typer.echo(backup_database(settings.state_dir / "taskorch.db", file and file.absolute()))
+        copy = backup_database(settings.state_dir / "taskorch.db", file and file.absolute())
     except StoreError as error:
-        refuse(str(error), FAILED)
+        refuse(str(error), Exit.STORE)
+    if as_json:
+        say_json({"file": str(copy)})
+    else:
+        typer.echo(copy)
 
 
 @cli.command()
@@ -129,9 +168,25 @@ def install(
     raise typer.Exit(setup.carry_out(plan, yes, only_print))
 
 
+cli.add_typer(config, name="config")
+
+
 def main() -> None:
     """The `taskorch` command with arguments."""
+    _occupy_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a task's name may hold what this terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     cli(prog_name="taskorch")
+
+
+def _occupy_streams() -> None:
+    """No file of ours gets the number of a stream that was closed when we began: handlers and programs write to it."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it takes the lowest free number
 
 
 def _given(flags: Mapping[str, object]) -> dict[str, str]:
@@ -142,8 +197,3 @@ def _given(flags: Mapping[str, object]) -> dict[str, str]:
         if v is not None
     }
     return {PREFIX + name.upper(): value for name, value in said.items()}
-
-
-def _flags(context: typer.Context, state_dir: Path | None) -> dict[str, object]:
-    """What was given before the subcommand's name, and after it."""
-    return {**context.obj, "state_dir": state_dir or context.obj["state_dir"]}

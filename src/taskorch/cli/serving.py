@@ -12,15 +12,15 @@ import anyio
 from pydantic import ValidationError
 
 from taskorch import logs
+from taskorch.cli.exits import Exit
 from taskorch.config import Settings, config_file, load_settings, unknown_keys, unknown_variables, where_to_mend
 from taskorch.domain.errors import readable
-
-USAGE = 2  # exit code for what the caller can mend
 
 HINT = """\
 taskorch is an MCP server: a host (Claude Desktop, Claude Code, the MCP Inspector, ...) starts it and talks to it over
 stdin, so there is nothing to type here.
 
+  taskorch ls        tasks that agents have started (show, logs, wait, cancel, ...: see --help)
   taskorch demo      see it at work
   taskorch doctor    what may be wrong on this machine, and how to mend it
   taskorch install   name it in a host's configuration
@@ -40,7 +40,7 @@ def serve(flags: Mapping[str, object]) -> NoReturn:
     if not (sys.stdin and sys.stdout):
         refuse("stdin and stdout must be open: MCP is spoken over them.")
     if sys.stdin.isatty():
-        _end(HINT, USAGE)
+        _end(HINT, Exit.USAGE)
     from taskorch.app import leave, serve
 
     gc.freeze()  # no garbage will come of what imports made: walking that took some calls 60 ms
@@ -65,7 +65,7 @@ def read_settings(flags: Mapping[str, object]) -> Settings:
     return settings
 
 
-def refuse(text: str, code: int = USAGE) -> NoReturn:
+def refuse(text: str, code: int = Exit.USAGE) -> NoReturn:
     """One readable line on stderr, and out."""
     _end(f"taskorch: {text}\n", code)
 

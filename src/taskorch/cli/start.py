@@ -5,13 +5,16 @@ done, and nothing is imported before that is said.
 """
 
 import gc
+import os
 import sys
+
+COMPLETE = "_TASKORCH_COMPLETE"  # by which shells ask for what could stand here
 
 
 def main() -> None:
     """The `taskorch` command."""
     gc.disable()
-    if sys.argv[1:]:
+    if sys.argv[1:] or COMPLETE in os.environ:
         from taskorch.cli.main import main as command_line
 
         gc.enable()
