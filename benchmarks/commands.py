@@ -23,8 +23,8 @@ from typing import Any
 import anyio
 
 from benchmarks.table import Row, markdown
-from taskorch.app import SWITCH_SECONDS
 from taskorch.domain.task import NewTask
+from taskorch.engine import SWITCH_SECONDS
 from taskorch.storage.database import open_database
 from taskorch.storage.store import Store
 from taskorch.work import supervised

@@ -1,6 +1,7 @@
 """The pool with a real store: what is claimed and when, how attempts end, and what stopping leaves behind."""
 
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -10,9 +11,11 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from clients import settings
 from fakes import Clock
 from pools import Gate, Payload, Pool, Told, broken, ok, other_process, write_lock
 
+from taskorch import engine
 from taskorch.domain import rules
 from taskorch.domain.errors import NonRetryable
 from taskorch.domain.readiness import phase
@@ -87,6 +90,17 @@ async def test_a_kind_that_this_worker_does_not_know_is_left_alone(pool: Pool) -
         foreign = await pool.add("unheard_of")
         await pool.ended(await pool.add())
         assert (await pool.get(foreign)).status is Status.WAITING
+
+
+async def test_an_engine_has_its_threads_take_turns_often_enough(tmp_path: Path) -> None:
+    """With Python's 5 ms a handler that computes holds up the store at each statement."""
+    usual = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(0.005)
+        async with engine.running(settings(tmp_path)):
+            assert sys.getswitchinterval() == pytest.approx(engine.SWITCH_SECONDS)
+    finally:
+        sys.setswitchinterval(usual)
 
 
 async def test_two_slots_run_two_at_once_and_never_three(pool: Pool) -> None:

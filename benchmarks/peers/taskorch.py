@@ -13,7 +13,7 @@ import anyio
 
 from benchmarks.peers import BULK, RESULT, SLOTS, Peer, payload, rows
 from benchmarks.work import STARTS, run
-from taskorch.app import SWITCH_SECONDS
+from taskorch.engine import SWITCH_SECONDS
 from taskorch.storage.additions import Wish
 from taskorch.storage.database import open_database
 from taskorch.storage.store import Change, Store

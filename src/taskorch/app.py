@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ from taskorch.mcp.resources import Resources
 from taskorch.mcp.server import build_server, initialization
 from taskorch.mcp.wire import opened
 from taskorch.work.worker import Worker
-
-SWITCH_SECONDS = 0.0005  # the store waits so long at each statement while handlers compute, instead of 5 ms
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +58,6 @@ async def serve(settings: Settings) -> int:
     Everything is settled, given back or let go within 1.5 s of either; a second signal leaves at once. What keeps the
     server from starting is said in one line. Threads may still run: `leave` with the code.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
     code, started = 0, False
 
     async def on_signal(*, task_status: TaskStatus[None]) -> None:

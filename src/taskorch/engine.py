@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from taskorch.work.results import Results
 from taskorch.work.worker import Worker
 
 DAY_MS = 86_400_000
+SWITCH_SECONDS = 0.0005  # the store waits so long at each statement while handlers compute, instead of 5 ms
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
 
     `start`: where commands run by default, the current folder if None. Raises TaskError, ImportError.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
     state = settings.state_dir
     refuse_own(state, os.environ)
     kinds = load_kinds(settings, start)
