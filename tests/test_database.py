@@ -153,12 +153,18 @@ async def test_a_refused_write_leaves_its_neighbours_alone_and_undoes_only_itsel
     told: list[list[str]] = []
     notes.on_commit = told.append
     outcomes: dict[str, Any] = {}
+    called: list[str] = []
+
+    def first(tx: Transaction) -> None:
+        put("a")(tx)
+        tx.afterwards.append(lambda: called.append("first"))
 
     def refused(tx: Transaction) -> None:
         put("half", "done")(tx)
+        tx.afterwards.append(lambda: called.append("refused"))
         raise Conflict("no")
 
-    writes = {"first": put("a"), "refused": refused, "last": put("b")}
+    writes = {"first": first, "refused": refused, "last": put("b")}
     async with together(notes) as group:
         for name, function in writes.items():
             group.start_soon(outcome_of, notes, function, outcomes, name)
@@ -166,6 +172,7 @@ async def test_a_refused_write_leaves_its_neighbours_alone_and_undoes_only_itsel
     assert isinstance(outcomes["refused"], Conflict)
     assert await notes.read(texts) == ["a", "b"]
     assert told == [["a", "b"]]
+    assert called == ["first"]
 
 
 async def test_what_sqlite_refuses_is_told_as_a_store_error_to_that_caller_alone(notes: Database) -> None:

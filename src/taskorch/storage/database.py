@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 class Transaction(sqlite3.Connection):
     """What a transaction function gets: the connection, and lists of what it did.
 
-    `changed` is told to listeners after the commit; `moved` is what `before_commit` keeps the counts by. `afterwards`
-    is called in the event loop, once all of it is on disk.
+    `changed` is told to listeners after the commit; `moved` is what `before_commit` goes by. `afterwards` is called in
+    the event loop, once all of it is on disk.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -59,7 +59,8 @@ class _Write:
 class Database:
     """Open it with `open_database`.
 
-    `before_commit` runs inside each transaction, last; `on_commit` is called in the event loop with what it changed.
+    `before_commit` runs inside each transaction that moved something, last; `on_commit` is called in the event loop
+    with what was changed.
     """
 
     def __init__(self, path: Path, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
@@ -242,7 +243,7 @@ def _all(tx: Transaction, batch: list[_Write]) -> None:
 def _each(tx: Transaction, batch: list[_Write]) -> None:
     """Each for itself: what one raises undoes its own changes alone."""
     for write in batch:
-        told, moved = len(tx.changed), len(tx.moved)
+        told, moved, after = len(tx.changed), len(tx.moved), len(tx.afterwards)
         tx.execute("SAVEPOINT one")
         try:
             write.result = write.function(tx, write.items)[0] if write.items else write.function(tx)
@@ -251,7 +252,7 @@ def _each(tx: Transaction, batch: list[_Write]) -> None:
                 raise
             tx.execute("ROLLBACK TO one")
             write.error = _refusal(error)
-            del tx.changed[told:], tx.moved[moved:]
+            del tx.changed[told:], tx.moved[moved:], tx.afterwards[after:]
         tx.execute("RELEASE one")
 
 
