@@ -13,14 +13,16 @@ import anyio
 
 from benchmarks.peers import BULK, RESULT, SLOTS, Peer, payload, rows
 from benchmarks.work import STARTS, run
-from taskorch.engine import SWITCH_SECONDS
+from taskorch.engine import SWITCH_SECONDS, has_room
 from taskorch.storage.additions import Wish
 from taskorch.storage.database import open_database
+from taskorch.storage.queries import Queries
 from taskorch.storage.store import Change, Store
 from taskorch.storage.watch import Watch
 from taskorch.work.bell import Bell
 from taskorch.work.handlers import Handler
 from taskorch.work.peers import Peers
+from taskorch.work.results import Results
 from taskorch.work.worker import Worker
 
 
@@ -59,7 +61,9 @@ class Adapter(Peer):
         self.ended = 0
         self.working = AsyncExitStack()
         self.working.enter_context(self.store.listening(self._heard))
-        self.worker = Worker(self.store, self.peers, self.owner, {"noop": Handler(noop)}, SLOTS)
+        room, fill = partial(has_room, self.folder), Results(self.queries.get_many, self.folder / "output").fill
+        kinds = {"noop": Handler(noop)}
+        self.worker = Worker(self.store, self.peers, self.owner, kinds, SLOTS, room=room, prepare=fill)
         group = await self.working.enter_async_context(anyio.create_task_group())
         await group.start(self.worker.run)
 
@@ -73,7 +77,7 @@ class Adapter(Peer):
     async def _open(self) -> None:
         self.opened = AsyncExitStack()
         database = await self.opened.enter_async_context(open_database(self.path))
-        self.store = Store(database)
+        self.store, self.queries = Store(database), Queries(database)
         self.peers = self.opened.enter_context(Peers(self.folder / "servers"))
         bell = self.opened.enter_context(Bell(self.peers.folder, self.peers.uuid, self.store))
         self.peers.at_each_beat = Watch(self.path, bell.tell).look

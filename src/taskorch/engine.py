@@ -94,7 +94,7 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
             Bell(peers.folder, peers.uuid, store) as bell,
         ):
             peers.at_each_beat = Watch(state / "taskorch.db", bell.tell).look
-            room = partial(_has_room, state)
+            room = partial(has_room, state)
             owner = await store.register(peers.uuid, os.getpid(), __version__, sorted(kinds.claimable))
             queries = Queries(database, settings.limits)
             results = Results(queries.get_many, folder)
@@ -202,7 +202,7 @@ def keep_ms(days: float) -> int:
     return round(days * DAY_MS)
 
 
-def _has_room(state: Path) -> bool:
+def has_room(state: Path) -> bool:
     """Whether the disk has enough left to start a task: what it writes must not keep others from being settled."""
     try:
         return free_bytes(state) >= LEAST_FREE_BYTES
