@@ -336,21 +336,21 @@ async def test_requests_beyond_what_may_be_in_flight_are_refused_and_a_cancel_ma
     assert {answer["error"]["code"] for answer in refused.values()} == {-32000}
     assert "notifications/cancelled" in refused[MOST_IN_FLIGHT]["error"]["message"]
     await served.peer.ask(cancel(0))
-    await until(lambda: served.wire.in_flight != MOST_IN_FLIGHT)
+    await until(lambda: served.wire._calls != MOST_IN_FLIGHT)
     await served.peer.ask(call("after"))
     assert text(await served.peer.answer()) == "x"
     served.small.go.set()
     assert len(await served.peer.answers(MOST_IN_FLIGHT - 1)) == MOST_IN_FLIGHT - 1
-    assert served.wire.in_flight == 0
+    assert served.wire._calls == 0
 
 
 async def test_two_requests_with_one_id_count_twice(served: Served) -> None:
     await served.peer.ask(call("twin", "hold"), call("twin", "hold"))
     await until(lambda: served.small.called["hold"] >= 2)
-    assert served.wire.in_flight == 2
+    assert served.wire._calls == 2
     served.small.go.set()
     assert [(await served.peer.answer())["id"] for _ in range(2)] == ["twin", "twin"]
-    assert served.wire.in_flight == 0
+    assert served.wire._calls == 0
 
 
 async def test_listening_takes_no_call_its_place() -> None:
@@ -372,7 +372,7 @@ async def test_listening_takes_no_call_its_place() -> None:
         modern["params"]["_meta"] = ENVELOPE
         await served.peer.ask(modern)
         assert text(await served.peer.answer()) == "x"
-        assert served.wire.in_flight == 0
+        assert served.wire._calls == 0
 
 
 # The end.

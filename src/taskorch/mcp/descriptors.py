@@ -26,9 +26,9 @@ class Descriptor:
         """`flags`: os.O_RDONLY or os.O_WRONLY. `fd` is ours from here on."""
         kind = os.fstat(fd).st_mode
         self.fd = fd
-        self.is_pipe = stat.S_ISFIFO(kind)
+        self._is_pipe = stat.S_ISFIFO(kind)
         self._socket = socket.socket(fileno=fd) if stat.S_ISSOCK(kind) else None
-        self._waits = self.is_pipe or self._socket is not None or os.isatty(fd)  # all others are always ready
+        self._waits = self._is_pipe or self._socket is not None or os.isatty(fd)  # all others are always ready
         self._blocks = self._waits and self._socket is None and not self._opened_anew(flags)
 
     async def read(self) -> bytes:
@@ -64,7 +64,7 @@ class Descriptor:
 
     async def unheard(self) -> None:
         """Return when nobody can read any more what is written; never where only a write would tell."""
-        if not (self.is_pipe and sys.platform == "linux"):
+        if not (self._is_pipe and sys.platform == "linux"):
             await anyio.sleep_forever()
         await anyio.wait_readable(self.fd)  # the end of a pipe that is written is never readable, only broken
 
@@ -80,7 +80,7 @@ class Descriptor:
 
     def _opened_anew(self, flags: int) -> bool:
         try:
-            named = self.is_pipe and not os.readlink(f"/proc/self/fd/{self.fd}").startswith("pipe:")
+            named = self._is_pipe and not os.readlink(f"/proc/self/fd/{self.fd}").startswith("pipe:")
             if named and flags == os.O_RDONLY:  # opened anew it would never end, if whoever wrote it has gone by now
                 return False
             anew = os.open(f"/proc/self/fd/{self.fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

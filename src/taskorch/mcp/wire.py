@@ -44,7 +44,7 @@ class Wire:
         self._come: deque[bytes | None] = deque()
         self._unsent = bytearray()
         self._sent = 0
-        self._calls = 0
+        self._calls = 0  # neither answered nor cancelled; who listens is not among them
         self._listens: list[mt.RequestId] = []
         self._ended = False  # nothing is read any more
         self._broken = False  # nothing can be written any more
@@ -102,11 +102,6 @@ class Wire:
             self._on_end()
             self._source.wake()
             self._changed.set()
-
-    @property
-    def in_flight(self) -> int:
-        """How many calls are neither answered nor cancelled; who listens is not among them."""
-        return self._calls
 
     def _admits(self, request: mt.JSONRPCRequest) -> bool:
         if request.method == LISTEN:
