@@ -184,7 +184,7 @@ class Command:
             return attempt.ending is Ending.LOST or (attempt.stopping and _survives(attempt.task))
 
         listen = partial(self._listen, attempt)
-        ended = await follow(attempt, shim, self._grace_seconds, lets_go, listen)
+        ended = await follow(attempt, shim, self._grace_seconds, lets_go, listen, PROGRESS_SECONDS)
         return await self._outcome(attempt) if ended else None
 
     async def _listen(self, attempt: Attempt) -> None:
@@ -192,13 +192,13 @@ class Command:
         folder = self.attempt_folder(attempt.task)
         markers, heard = Markers(), 0
         while True:
-            await anyio.sleep(PROGRESS_SECONDS)
             with suppress(OSError):  # what cannot be read now must not end the attempt
                 written, _ = await anyio.to_thread.run_sync(output.activity, folder)
                 if written > heard:
                     data, heard = await anyio.to_thread.run_sync(output.news, folder, heard)
                     if progress := markers.read(data):
                         attempt.progress(progress)
+            await anyio.sleep(PROGRESS_SECONDS)
 
     async def _outcome(self, attempt: Attempt) -> Outcome:
         """How the attempt ended, from its record."""

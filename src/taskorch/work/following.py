@@ -1,8 +1,10 @@
 """One attempt under a shim, whatever its kind: its folder, wishes to end it, its end, and what a killed shim left."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from errno import EACCES, EAGAIN, ENOENT, ENOMEM, EXDEV
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ WAKE_SECONDS = 1.0  # after the time limit, how often a supervisor that should b
 def make_folder(folder: Path) -> None:
     """Make an attempt's folder, which must be new, and those above it, for us alone. Raises OSError."""
     for above in (folder.parent.parent, folder.parent):  # `parents=True` would make them for all
-        above.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileExistsError):
+            os.mkdir(above, 0o700)
     folder.mkdir(mode=0o700)
 
 
@@ -32,45 +35,64 @@ async def follow(
     grace_seconds: float,
     lets_go: Callable[[], bool],
     listen: Callable[[], Coroutine[Any, Any, None]],
+    quiet_seconds: float = 0.0,
 ) -> bool:
     """Wait for the shim's end, handing on every wish to end it; False when we let go of it.
 
-    `lets_go`: whether the wishes so far mean that the work goes on without us. `listen` runs beside, to the end.
+    `lets_go`: whether the wishes so far mean that the work goes on without us. `listen` runs beside, to the end. It
+    begins after `quiet_seconds`: what has ended by then needs no task of its own, which would cost as much as all this.
     """
-    wished = anyio.Event()
-    attempt.on_end(lambda: wished.set())
-    let_go = False
-    async with anyio.create_task_group() as group:
-
-        async def steer() -> None:
-            nonlocal wished, let_go
-            asked = False
-            while not let_go:
-                await wished.wait()
-                wished = anyio.Event()
-                let_go = lets_go()
-                if let_go:
+    steering = _Steering(attempt, shim, attempt.task.timeout_seconds + grace_seconds, lets_go)
+    try:
+        with steering.scope:
+            with anyio.move_on_after(quiet_seconds) as quiet:
+                await shim.ended()
+            if quiet.cancelled_caught:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(listen)
+                    await shim.ended()
                     group.cancel_scope.cancel()
-                elif not asked:
-                    asked = True
-                    shim.terminate()
-                if attempt.stopping:
-                    await anyio.sleep(STOP_SECONDS)
-                    shim.kill()
+    finally:
+        steering.end()
+    return not steering.let_go
 
-        async def wake() -> None:
-            """A supervisor that was stopped keeps no time: let it go on when the limit is long past."""
-            await anyio.sleep(attempt.task.timeout_seconds + grace_seconds)
-            while True:
-                await anyio.sleep(WAKE_SECONDS)
-                shim.wake()
 
-        group.start_soon(listen)
-        group.start_soon(steer)
-        group.start_soon(wake)
-        await shim.ended()
-        group.cancel_scope.cancel()
-    return not let_go
+class _Steering:
+    """Hands every wish to end an attempt on to its shim, at once, until `end`; cancels `scope` when we let go of it."""
+
+    def __init__(self, attempt: Attempt, shim: Supervised, limit_seconds: float, lets_go: Callable[[], bool]) -> None:
+        self.scope = anyio.CancelScope()
+        self.let_go = False
+        self._attempt = attempt
+        self._shim = shim
+        self._lets_go = lets_go
+        self._asked = False
+        self._loop = asyncio.get_running_loop()
+        self._killing: asyncio.TimerHandle | None = None
+        self._waking = self._loop.call_later(limit_seconds + WAKE_SECONDS, self._wake)
+        attempt.on_end(self._wish)
+
+    def end(self) -> None:
+        self._attempt.on_end(lambda: None)
+        self._waking.cancel()
+        if self._killing:
+            self._killing.cancel()
+
+    def _wish(self) -> None:
+        self.let_go = self.let_go or self._lets_go()
+        if self.let_go:
+            self.scope.cancel()
+            return
+        if not self._asked:
+            self._asked = True
+            self._shim.terminate()
+        if self._attempt.stopping and not self._killing:
+            self._killing = self._loop.call_later(STOP_SECONDS, self._shim.kill)
+
+    def _wake(self) -> None:
+        """A supervisor that was stopped keeps no time: let it go on when the limit is long past."""
+        self._shim.wake()
+        self._waking = self._loop.call_later(WAKE_SECONDS, self._wake)
 
 
 async def without_record(attempt: Attempt, folder: Path) -> Outcome:

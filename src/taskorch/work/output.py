@@ -57,7 +57,7 @@ class Slice:
 
 def attempt_folder(root: Path, task_id: str, attempt: int) -> Path:
     """Where an attempt keeps its files."""
-    return root / task_id / str(attempt)
+    return root.joinpath(task_id, str(attempt))
 
 
 def last_line(folder: Path) -> str:

@@ -200,10 +200,15 @@ def holder(folder: Path) -> int | None:
 def exit_record(folder: Path) -> Exit | None:
     """What the shim left when it ended; None when there is no (sound) record."""
     try:
-        with os.fdopen(open_own(folder / "exit.json", os.O_RDONLY), "rb") as file:
-            return _EXIT.validate_json(file.read(RECORD_BYTES), strict=True)
+        fd = open_own(folder / "exit.json", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return _EXIT.validate_json(os.read(fd, RECORD_BYTES), strict=True)
     except (OSError, ValueError):
         return None
+    finally:
+        os.close(fd)
 
 
 def open_own(path: Path, mode: int) -> int:
