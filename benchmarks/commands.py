@@ -126,48 +126,48 @@ async def private_kib(start: Start, folder: Path) -> float:
         shim.close()
 
 
-async def one_round(parent: Path, runs: int) -> dict[str, tuple[float, str, str]]:
+async def one_round(folder: Path, runs: int) -> dict[str, tuple[float, str, str]]:
     """Name to (value, unit, base)."""
     found: dict[str, tuple[float, str, str]] = {}
-    with tempfile.TemporaryDirectory(dir=parent) as name:
-        folder = Path(name)
-        (folder / "output").mkdir()
-        spawner = Spawner(folder / "cache")
-        code = supervised.compiled_shim(folder / "cache")
+    (folder / "output").mkdir(parents=True)
+    spawner = Spawner(folder / "cache")
+    code = supervised.compiled_shim(folder / "cache")
 
-        def place(series: str, number: int) -> Path:
-            return folder / "output" / f"{series}{number}" / "1"
+    def place(series: str, number: int) -> Path:
+        return folder / "output" / f"{series}{number}" / "1"
 
-        def forked(series: str, number: int) -> Awaitable[None]:
-            return attempt(spawner.start, place(series, number))
+    def forked(series: str, number: int) -> Awaitable[None]:
+        return attempt(spawner.start, place(series, number))
 
-        def direct(series: str, number: int) -> Awaitable[None]:
-            return attempt(lambda path: Supervised.start(path, code), place(series, number))
+    def direct(series: str, number: int) -> Awaitable[None]:
+        return attempt(lambda path: Supervised.start(path, code), place(series, number))
 
-        await forked("warm", 0)
-        for at_once in (1, AT_ONCE):
-            base = f"bare `true`, {at_once} at a time"
-            found[base] = await rate(lambda _: bare(), runs, at_once), "per second", base
-            found[f"attempt, {at_once} at a time"] = (
-                await rate(partial(forked, f"f{at_once}-"), runs, at_once), "per second", base,
-            )  # fmt: skip
-            found[f"attempt, directly, {at_once} at a time"] = (
-                await rate(partial(direct, f"d{at_once}-"), runs // 8, at_once), "per second", base,
-            )  # fmt: skip
-        found[f"task, {AT_ONCE} slots"] = await tasks(folder, runs, AT_ONCE), "per second", base
-        if sys.platform == "linux":
-            kib = await private_kib(spawner.start, place("memory", 0))
-            found["private memory of a supervisor"] = kib, "KiB", ""
-            kib = await private_kib(lambda path: Supervised.start(path, code), place("memory", 1))
-            found["private memory of a supervisor, directly"] = kib, "KiB", ""
-        spawner.close()
+    await forked("warm", 0)
+    for at_once in (1, AT_ONCE):
+        base = f"bare `true`, {at_once} at a time"
+        found[base] = await rate(lambda _: bare(), runs, at_once), "per second", base
+        found[f"attempt, {at_once} at a time"] = (
+            await rate(partial(forked, f"f{at_once}-"), runs, at_once), "per second", base,
+        )  # fmt: skip
+        found[f"attempt, directly, {at_once} at a time"] = (
+            await rate(partial(direct, f"d{at_once}-"), runs // 8, at_once), "per second", base,
+        )  # fmt: skip
+    found[f"task, {AT_ONCE} slots"] = await tasks(folder, runs, AT_ONCE), "per second", base
+    if sys.platform == "linux":
+        kib = await private_kib(spawner.start, place("memory", 0))
+        found["private memory of a supervisor"] = kib, "KiB", ""
+        kib = await private_kib(lambda path: Supervised.start(path, code), place("memory", 1))
+        found["private memory of a supervisor, directly"] = kib, "KiB", ""
+    spawner.close()
     return found
 
 
 def measure(rounds: int, runs: int = 400, folder: Path | None = None) -> list[Row]:
     """All rows, each the median of so many rounds; `folder`: on which disk, the current folder if None."""
     sys.setswitchinterval(SWITCH_SECONDS)  # as the server does
-    seen = [anyio.run(one_round, folder or Path.cwd(), runs) for _ in range(rounds)]
+    # Removed last of all: for minutes, ext4 without a journal pays for each new file by a walk over what was removed.
+    with tempfile.TemporaryDirectory(dir=folder or Path.cwd()) as name:
+        seen = [anyio.run(one_round, Path(name) / str(number), runs) for number in range(rounds)]
     rows: list[Row] = []
     for name, (_, unit, base) in seen[0].items():
         value = statistics.median(found[name][0] for found in seen)
