@@ -111,6 +111,19 @@ async def test_what_is_taken_ahead_counts_as_taken(store: Store) -> None:
     assert names(eater.taken)[4:] == ["e"]
 
 
+@pytest.mark.parametrize("fields", [{"kind": "slow"}, {"max_attempts": 1}, {"concurrency_key": "one"}])
+async def test_nothing_is_taken_ahead_of_a_better_one_that_only_a_slot_can_take(
+    store: Store, fields: dict[str, Any]
+) -> None:
+    with fed(store, slots=1, ahead=2) as eater:
+        eater.ahead = {"echo": 2, "slow": 0}
+        await add(store, *"abcdef")
+        await add(store, "best", priority=Priority.HIGH, **fields)
+        for place in range(3):
+            await store.settle(eater.taken[place], DONE)
+    assert names(eater.taken) == ["a", "b", "c", "best", "d", "e"]
+
+
 async def test_kinds_that_the_pool_cannot_run_are_left_alone(store: Store) -> None:
     with fed(store, slots=3) as eater:
         await add(store, "a", kind="other")

@@ -410,10 +410,10 @@ async def test_last_starts_and_work_outside_the_process_are_never_claimed_ahead(
             return Completed()
 
     async with blocked(pool, gate, outside=Outside()):
-        last = await pool.add("short", max_attempts=1)
-        outside = await pool.add("outside", priority=Priority.HIGH)
         ahead = await pool.add("short")
         await pool.seen(ahead, lambda task: task.status is Status.WORKING)
+        last = await pool.add("short", max_attempts=1)
+        outside = await pool.add("outside", priority=Priority.HIGH)
         assert [(await pool.get(task)).status for task in (last, outside)] == [Status.WAITING] * 2
         gate.open.set()
         for task in (last, outside, ahead):

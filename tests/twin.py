@@ -167,16 +167,19 @@ class Twin:
 
     def _choose(self, kinds: Mapping[str, int], free: int) -> list[Row]:
         found: list[Row] = []
+        next_one = any(kinds.values())
         for kind, more in kinds.items():
-            while stale := [row for row in self.ready(kind)[: free + more] if not self.may_run(row)]:
+            while stale := [row for row in self.ready(kind)[: free + more + next_one] if not self.may_run(row)]:
                 for row in stale:
                     self.refile(row)
-            found += self.ready(kind)[: free + more]
+            found += self.ready(kind)[: free + more + next_one]
         claimed: list[Row] = []
         for row in sorted(found, key=_best):
             may_wait = _starts_left(row) > 1 and row["concurrency_key"] is None
             ahead = len(claimed) < free + kinds[row["kind"]] and may_wait
-            claimed += [row] if len(claimed) < free or ahead else []
+            if not (len(claimed) < free or ahead):
+                return claimed
+            claimed.append(row)
         return claimed
 
     def settle(self, task: Task, outcome: Outcome, started_at: int | None, backoff: int | None) -> bool:

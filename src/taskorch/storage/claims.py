@@ -38,11 +38,14 @@ def claim(tx: Transaction, owner: int, kinds: Mapping[str, int], free: int, limi
     """Take ready tasks for `owner`, best first: `free` of any kind, and of each kind up to kinds[kind] ahead.
 
     What is taken ahead has a further start left, so that a crash cannot spend its last one, and no concurrency_key,
-    whose place it would take without working. Of one key no more are taken than there is room for.
+    whose place it would take without working; and nothing better waits for a slot. Of one key no more are taken than
+    there is room for.
     """
+    next_one = any(kinds.values())  # of each kind: it may be better than what others have to be taken ahead
 
     def find() -> list[Task]:
-        return [task for kind, more in kinds.items() for task in runnable(tx, READY, (kind, free + more), now)]
+        most = {kind: free + more + next_one for kind, more in kinds.items()}
+        return [task for kind, number in most.items() for task in runnable(tx, READY, (kind, number), now)]
 
     return take(tx, owner, find, kinds, free, limits, now)
 
@@ -75,8 +78,9 @@ def take(
 def _choose(found: Sequence[Task], kinds: Mapping[str, int], free: int) -> list[Task]:
     chosen: list[Task] = []
     for task in sorted(found, key=lambda task: (-task.rank, task.seq)):
-        if len(chosen) < free or (len(chosen) < free + kinds[task.kind] and _may_wait(task)):
-            chosen.append(task)
+        if len(chosen) >= free and (len(chosen) >= free + kinds[task.kind] or not _may_wait(task)):
+            break  # else it would wait for as long as there are others to be taken ahead
+        chosen.append(task)
     return chosen
 
 
