@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -293,6 +294,28 @@ async def test_a_fork_that_is_stopped_fails_its_attempt_and_runs_nothing_when_it
     os.kill(pid, signal.SIGCONT)
     await until(lambda: not is_alive(pid))
     assert not (started.folder / "t0" / "1" / "exit.json").exists()
+
+
+async def test_while_too_many_files_are_open_nobody_takes_an_end_for_a_lost_one(started: Started) -> None:
+    folder = (await started.running("/bin/true")).folder
+    ends: list[supervised.Exit | None] = []
+
+    async def look() -> None:
+        ends.append(await supervised.known(lambda: supervised.exit_record(folder)))
+
+    await started.shims[0].ended()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with anyio.create_task_group() as group:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                supervised.holder(folder)
+            group.start_soon(look)
+            await anyio.wait_all_tasks_blocked()
+            assert ends == []
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert ends[0] and ends[0].code == 0
 
 
 async def test_it_ends_with_the_one_that_uses_it_even_if_nobody_closes_it(started: Started) -> None:

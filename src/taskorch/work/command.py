@@ -33,7 +33,7 @@ from taskorch.work.following import (
 from taskorch.work.markers import Markers
 from taskorch.work.policy import NotAllowed, Policy, parts
 from taskorch.work.spawner import Spawner
-from taskorch.work.supervised import Exit, Order, SpawnFailed, Supervised
+from taskorch.work.supervised import Exit, Order, SpawnFailed, Supervised, known
 
 # Each runs other code than argv says, whatever the program: loaders, the start of shells and interpreters, git's ssh.
 DENIED = {"BASH_ENV", "ENV", "PYTHONSTARTUP", "GIT_SSH", "GIT_SSH_COMMAND"}
@@ -133,7 +133,7 @@ class Command:
         task = attempt.task
         folder = self.attempt_folder(task)
         if attempt.adopted:
-            return await self._go_on(attempt, Supervised.attach(folder))
+            return await self._go_on(attempt, await known(partial(Supervised.attach, folder)))
         try:
             order = self._order(task, wanted(task.payload))
             make_folder(folder)
@@ -159,7 +159,7 @@ class Command:
 
     async def inspect(self, task: Task) -> Remains:
         folder = self.attempt_folder(task)
-        if supervised.exit_record(folder) or supervised.holder(folder) is not None:
+        if await known(lambda: supervised.exit_record(folder) or supervised.holder(folder)) is not None:
             return Remains.ADOPTABLE
         return await remains(task, folder)
 
@@ -185,6 +185,7 @@ class Command:
 
         listen = partial(self._listen, attempt)
         ended = await follow(attempt, shim, self._grace_seconds, lets_go, listen, PROGRESS_SECONDS)
+        shim.close()  # before its record is opened: there may be no files left but these
         return await self._outcome(attempt) if ended else None
 
     async def _listen(self, attempt: Attempt) -> None:
@@ -203,7 +204,7 @@ class Command:
     async def _outcome(self, attempt: Attempt) -> Outcome:
         """How the attempt ended, from its record."""
         folder = self.attempt_folder(attempt.task)
-        record = supervised.exit_record(folder)
+        record = await known(partial(supervised.exit_record, folder))
         return await without_record(attempt, folder) if record is None else self._ending(attempt, record)
 
     def _ending(self, attempt: Attempt, record: Exit) -> Outcome:

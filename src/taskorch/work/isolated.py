@@ -33,7 +33,7 @@ from taskorch.work.following import (
 )
 from taskorch.work.handlers import Handler, cut_short
 from taskorch.work.spawner import Spawner
-from taskorch.work.supervised import Exit, Order, SpawnFailed, Supervised
+from taskorch.work.supervised import Exit, Order, SpawnFailed, Supervised, known
 from taskorch.work.telling import Hearing, hearing
 
 BOOT = (
@@ -99,11 +99,13 @@ class Isolated(Handler):
     async def inspect(self, task: Task) -> Remains:
         """Its shim ends it when the server dies. While that is at work, it is to be adopted: to wait for that."""
         folder = self._attempt_folder(task)
-        return Remains.ADOPTABLE if supervised.holder(folder) is not None else await remains(task, folder)
+        if await known(partial(supervised.holder, folder)) is not None:
+            return Remains.ADOPTABLE
+        return await remains(task, folder)
 
     async def _end(self, attempt: Attempt, folder: Path) -> Outcome | None:
         """Wait until what a dead server has left is gone."""
-        if shim := Supervised.attach(folder):
+        if shim := await known(partial(Supervised.attach, folder)):
             shim.kill()
             try:
                 if not await follow(attempt, shim, 0, partial(_lets_go, attempt), anyio.sleep_forever):
@@ -115,7 +117,7 @@ class Isolated(Handler):
 
     async def _came_to(self, attempt: Attempt, folder: Path, told: Outcome | None) -> Outcome | None:
         """How it ended: as the process told, or else as its end shows."""
-        record = supervised.exit_record(folder)
+        record = await known(partial(supervised.exit_record, folder))
         if attempt.ending is Ending.LOST:
             return None
         if record is None:

@@ -8,20 +8,25 @@ import stat
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from errno import EMFILE, ENFILE
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import anyio
 import anyio.to_thread
 from pydantic import Field, TypeAdapter
+
+Found = TypeVar("Found")
 
 _LET_GO: list[subprocess.Popen[bytes]] = []  # shims that go on without us; subprocess warns when it forgets one
 SHIM = Path(__file__).with_name("shim.py")
 DID_NOT_COME_UP = "the supervisor did not come up; see free memory, disk and the limit on processes"
 HELLO_SECONDS = 5.0
 POLL_SECONDS = 0.1  # how often a shim is looked at where there is no pidfd
+TOO_MANY = (EMFILE, ENFILE)
 RECORD_BYTES = 4096  # an exit.json larger than this was not written by a shim
 
 # `struct flock` begins type, whence, start, length, pid on Linux and start, length, pid, type, whence on macOS.
@@ -115,15 +120,18 @@ class Supervised:
 
     @classmethod
     def attach(cls, folder: Path) -> "Supervised | None":
-        """The shim of an attempt whose server died; None when it is gone."""
+        """The shim of an attempt whose server died; None when it is gone. Raises OSError as `known` says."""
         pid = holder(folder)
         if pid is None:
             return None
         found = cls(folder, pid, -1, _pidfd(pid))
-        if holder(folder) != pid:  # it left between the look and the pidfd: the number may be another's by now
-            found.close()
-            return None
-        return found
+        same = False
+        try:
+            same = holder(folder) == pid  # it may have left before the pidfd, and the number be another's by now
+        finally:
+            if not same:
+                found.close()
+        return found if same else None
 
     async def order(self, order: Order) -> None:
         """Hand over what to run; from then on it runs. Raises SpawnFailed when the shim is gone."""
@@ -150,7 +158,7 @@ class Supervised:
         if self._pidfd >= 0:
             await anyio.wait_readable(self._pidfd)
             return
-        while not self._gone():  # noqa: ASYNC110  # nothing tells
+        while not await known(self._gone):  # noqa: ASYNC110  # nothing tells
             await anyio.sleep(POLL_SECONDS)
 
     def close(self) -> None:
@@ -182,11 +190,21 @@ class Supervised:
         return holder(self.folder) != self._pid
 
 
+async def known(look: Callable[[], Found]) -> Found:
+    """What `look` finds; while too many files are open to look at any, that says nothing of an attempt: wait."""
+    while True:
+        try:
+            return look()
+        except OSError as error:
+            if error.errno not in TOO_MANY:
+                raise
+        await anyio.sleep(POLL_SECONDS)
+
+
 def holder(folder: Path) -> int | None:
-    """The pid that holds an attempt's shim lock, None when nobody does."""
-    try:
-        fd = open_own(folder / "shim.lock", os.O_RDWR)
-    except OSError:
+    """The pid that holds an attempt's shim lock, None when nobody does. Raises OSError as `known` says."""
+    fd = _opened(folder / "shim.lock", os.O_RDWR)
+    if fd is None:
         return None
     try:
         query = struct.pack(_FLOCK, *([fcntl.F_WRLCK, 0, 0, 0, 0] if _PID == 4 else [0, 0, 0, fcntl.F_WRLCK, 0]))
@@ -198,10 +216,9 @@ def holder(folder: Path) -> int | None:
 
 
 def exit_record(folder: Path) -> Exit | None:
-    """What the shim left when it ended; None when there is no (sound) record."""
-    try:
-        fd = open_own(folder / "exit.json", os.O_RDONLY)
-    except OSError:
+    """What the shim left when it ended; None when there is no (sound) record. Raises OSError as `known` says."""
+    fd = _opened(folder / "exit.json", os.O_RDONLY)
+    if fd is None:
         return None
     try:
         return _EXIT.validate_json(os.read(fd, RECORD_BYTES), strict=True)
@@ -209,6 +226,16 @@ def exit_record(folder: Path) -> Exit | None:
         return None
     finally:
         os.close(fd)
+
+
+def _opened(path: Path, mode: int) -> int | None:
+    """None where there is no such file of ours. Raises OSError as `known` says."""
+    try:
+        return open_own(path, mode)
+    except OSError as error:
+        if error.errno in TOO_MANY:
+            raise
+        return None
 
 
 def open_own(path: Path, mode: int) -> int:

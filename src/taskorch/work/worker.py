@@ -277,7 +277,7 @@ class Worker:
                     self._others.remove(peer)
                 for peer in [p for p in self._others if self._peers.silent_seconds(p.uuid) >= HUNG_SECONDS]:
                     await self._take_in(peer, slots)
-            except StoreError as error:
+            except (StoreError, OSError) as error:  # such as too many open files
                 self._foreign.set()
                 log.warning("upkeep: %s", error)
                 await anyio.sleep(TICK_SECONDS)
