@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,19 @@ from mcp.client.stdio import StdioServerParameters
 from servers import ENVELOPE, HELLO, LEGACY, MODERN, SECONDS, Place, Server, alive, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
+
+
+def test_a_server_may_open_the_files_that_many_commands_take_whatever_its_host_has_left_it(place: Place) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, limits[1]))
+    try:
+        server = place.start(concurrency="100")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    sleepers = [server.command("sleep", "60") for _ in range(100)]
+    server.until_working(*sleepers)
+    wait_for(lambda: all(map(alive, sleepers)))
+    server.end()
 
 
 # The end of stdin.

@@ -2,9 +2,10 @@
 
 import logging
 import os
+import resource
 import sys
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ from taskorch.work.results import Results
 from taskorch.work.worker import Worker
 
 DAY_MS = 86_400_000
+OPEN_FILES = 4096  # each command at work takes two, adopted ones too, and some systems allow 256 unless they are asked
 SWITCH_SECONDS = 0.0005  # the store waits so long at each statement while handlers compute, instead of 5 ms
 
 log = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
     `start`: where commands run by default, the current folder if None. Raises TaskError, ImportError.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    _open_more_files()
     state = settings.state_dir
     refuse_own(state, os.environ)
     kinds = load_kinds(settings, start)
@@ -208,3 +211,11 @@ def has_room(state: Path) -> bool:
         return free_bytes(state) >= LEAST_FREE_BYTES
     except OSError:  # the store says what is wrong with its folder
         return True
+
+
+def _open_more_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):  # a system with another limit beside this one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
