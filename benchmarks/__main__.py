@@ -9,7 +9,6 @@ reason.
 """
 
 import argparse
-import importlib
 import json
 import os
 import signal
@@ -24,38 +23,37 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from benchmarks import machine, report
+from benchmarks import calls, commands, machine, report, startup
 from benchmarks.phases import BACKLOGS, ROOT
 from benchmarks.postgres import postgres
 from benchmarks.queues import QUEUES, Queue, plots_python, python_of
 from benchmarks.results import Results, load
-from benchmarks.table import Row
 from tests.peers.environments import Unavailable
 
 PHASE_SECONDS = 120
-# They reckon for themselves, measure(rounds) gives their rows; and how many of their rounds are to one of ours.
-PROGRAMS = {"calls": 2, "commands": 1, "startup": 3}
-OURS = frozenset({"raw", "taskorch"})
+# They reckon for themselves; and how many of their rounds are to one of ours.
+PROGRAMS = {"calls": (calls.measure, 2), "commands": (commands.measure, 1), "startup": (startup.measure, 3)}
+EVERY = frozenset(queue.name for queue in QUEUES)
 ALONE = frozenset({"taskorch"})
 
 
 def phases(quick: bool) -> Iterator[tuple[str, dict[str, object], frozenset[str], bool]]:
-    """Name, options, for which queues (empty: all), and whether the queues of others are measured in one round only."""
-    every = frozenset[str]()
-    yield "create", {"seconds": 0.4 if quick else 0.8}, every, False
+    """Name, options, for which queues, and whether in one round only."""
+    yield "create", {"seconds": 0.4 if quick else 0.8}, EVERY, False
     yield "busy_create", {"seconds": 0.4 if quick else 0.8}, ALONE, False
-    yield "bulk", {"tasks": 5_000 if quick else 20_000}, every, False
-    yield "drain", {"share": 0.25 if quick else 1.0}, every, False
+    yield "bulk", {"tasks": 5_000 if quick else 20_000}, EVERY, False
+    yield "drain", {"share": 0.25 if quick else 1.0}, EVERY, False
     yield "busy_drain", {"share": 0.25 if quick else 0.5}, ALONE, False
-    yield "pickup", {"tasks": 15 if quick else 50}, every, False
-    yield "remote", {"tasks": 15 if quick else 40}, every, False
+    yield "pickup", {"tasks": 15 if quick else 50}, EVERY, False
+    yield "remote", {"tasks": 15 if quick else 40}, EVERY, False
     for name in BACKLOGS:
         if not (quick and "1M" in name):
-            yield "backlog", {"name": name, "tasks": 4_000 if quick else 20_000}, OURS, False
+            yield "backlog", {"name": name, "tasks": 4_000 if quick else 20_000}, ALONE | {"raw"}, False
     yield "share", {"seconds": 0.5 if quick else 2.0, "processes": [8] if quick else [2, 4, 8]}, ALONE, False
-    yield "share", {"seconds": 0.5 if quick else 2.0, "processes": [8]}, every, True
+    yield "share", {"seconds": 0.5 if quick else 2.0, "processes": [8]}, EVERY - ALONE, True
     yield "crowd", {"seconds": 0.5 if quick else 2.0, "processes": 8}, ALONE, False
-    yield "kill", {"watch_seconds": 5 if quick else 15}, every, True
+    yield "kill", {"watch_seconds": 5 if quick else 15}, ALONE, False
+    yield "kill", {"watch_seconds": 5 if quick else 15}, EVERY - ALONE, True
 
 
 def main() -> int:
@@ -97,9 +95,9 @@ def measured(options: argparse.Namespace) -> Results:
                 pythons = _pythons(chosen, options.cache, results)
                 for number in range(options.rounds):
                     _round(number, pythons, wanted_phases, options.quick, folder, results)
-        for program, times in PROGRAMS.items():
+        for program, (measure, times) in PROGRAMS.items():
             if program in wanted_phases or not (wanted or options.quick):
-                _program(program, times * options.rounds, results)
+                results.rows += measure(times * options.rounds, folder)
     results.machine["load after"] = f"{os.getloadavg()[0]:.1f}"
     results.machine["rounds"] = str(options.rounds)
     return results
@@ -121,9 +119,12 @@ def _round(
 ) -> None:
     for phase, options, queues, once in phases(quick):
         for queue, python in pythons.items():
-            if (wanted and phase not in wanted) or phase in queue.lacks or (queues and queue.name not in queues):
-                continue
-            if once and ((number and queue.name not in OURS) or (phase == "share" and queue.name in ALONE)):
+            if (
+                (wanted and phase not in wanted)
+                or phase in queue.lacks
+                or queue.name not in queues
+                or (once and number)
+            ):
                 continue
             began = time.monotonic()
             said = _child(python, queue, phase, options, folder)
@@ -155,17 +156,6 @@ def _child(python: str, queue: Queue, phase: str, options: dict[str, object], fo
     if process.returncode or not said.strip():
         return {"failed": complaint.splitlines()[-1] if complaint else f"exit code {process.returncode}"}
     return json.loads(said.splitlines()[-1])
-
-
-def _program(name: str, rounds: int, results: Results) -> None:
-    try:
-        rows = importlib.import_module(f"benchmarks.{name}").measure(rounds)
-    except ModuleNotFoundError as error:
-        if error.name != f"benchmarks.{name}":
-            raise
-        results.skipped[name] = "there is no such program here"
-        return
-    results.rows += [Row(one.name, one.value, one.unit, one.ratio, one.base) for one in rows]
 
 
 def _rounds(text: str) -> int:

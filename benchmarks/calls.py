@@ -1,6 +1,6 @@
 """Tool calls per second over real stdio, by a client that writes and reads bytes: whole servers, and transports alone.
 
-    python -m benchmarks.calls [--rounds 7] [--seconds 0.5]
+    python -m benchmarks.calls [--rounds 7] [--seconds 0.5] [--folder DIR]
 
 Each row is a server process that answers `tools/call`: a loop of `json.loads` and `json.dumps`; the SDK's `MCPServer`
 and lowlevel `Server` over the SDK's transport, and the lowlevel one over ours, with a tool that adds two numbers;
@@ -118,9 +118,9 @@ class Target:
 
 
 @contextlib.contextmanager
-def targets() -> Iterator[list[Target]]:
+def targets(folder: Path) -> Iterator[list[Target]]:
     with contextlib.ExitStack() as stack:
-        state = stack.enter_context(tempfile.TemporaryDirectory(dir=Path.cwd()))
+        state = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
 
         def started(argv: Sequence[str], handshake: bool = True) -> Caller:
             caller = Caller([sys.executable, *argv], {"TASKORCH_STATE_DIR": state}, handshake)
@@ -142,10 +142,10 @@ def targets() -> Iterator[list[Target]]:
         ]
 
 
-def measure(rounds: int = 7, seconds: float = 0.5) -> list[Row]:
-    """Calls per second and CPU a call of every target, for each number of calls in flight."""
+def measure(rounds: int, folder: Path, seconds: float = 0.5) -> list[Row]:
+    """Calls per second and CPU a call of every target, for each number of calls in flight; `folder`: on which disk."""
     values: list[dict[str, float]] = []
-    with targets() as all_targets:
+    with targets(folder) as all_targets:
         for _ in range(rounds):
             values.append({})
             for in_flight in IN_FLIGHT:
@@ -221,9 +221,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="on the disk to measure (%(default)s)")
     parser.add_argument("--serve", choices=["echo", "mcpserver", "lowlevel", "ours"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         serve(given.serve)
     else:
-        print(markdown(measure(given.rounds, given.seconds)))
+        print(markdown(measure(given.rounds, given.folder, given.seconds)))

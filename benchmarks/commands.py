@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import os
 import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -22,21 +21,25 @@ from typing import Any
 
 import anyio
 
-from benchmarks.table import Row, markdown
+from benchmarks.table import Row, markdown, row
 from taskorch.domain.task import NewTask
-from taskorch.engine import SWITCH_SECONDS
+from taskorch.engine import SWITCH_SECONDS, has_room
 from taskorch.storage.database import open_database
+from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store
 from taskorch.work import supervised
 from taskorch.work.command import Command
 from taskorch.work.following import make_folder
 from taskorch.work.peers import Peers
 from taskorch.work.policy import Policy
+from taskorch.work.results import Results
 from taskorch.work.spawner import Spawner
 from taskorch.work.supervised import Order, Supervised
 from taskorch.work.worker import Worker
 
 AT_ONCE = 8
+BARE, ATTEMPT, DIRECTLY, TASK = "bare `true`", "attempt", "attempt, directly", f"task, {AT_ONCE} slots"
+MEMORY, MEMORY_DIRECTLY = "private memory of a supervisor", "private memory of a supervisor, directly"
 SETTLE_SECONDS = 0.3  # after the order, until a supervisor only waits
 TRUE = Order("/bin/true", ("true",), "/", (), {}, None, 60.0, 5.0, "survive")
 SLEEP = Order("/bin/sleep", ("sleep", "60"), "/", (), {}, None, 60.0, 5.0, "survive")
@@ -96,7 +99,8 @@ async def tasks(folder: Path, runs: int, slots: int) -> float:
             new = NewTask("command", {"argv": ["/bin/true"]}, 1, 60.0)
             for _ in range(runs):
                 await store.add(new)
-            worker = Worker(store, peers, owner, {"command": kind}, slots)
+            fill = Results(Queries(database).get_many, folder / "output").fill
+            worker = Worker(store, peers, owner, {"command": kind}, slots, room=partial(has_room, folder), prepare=fill)
             with store.listening(heard):
                 async with anyio.create_task_group() as group:
                     began = time.perf_counter()
@@ -126,9 +130,9 @@ async def private_kib(start: Start, folder: Path) -> float:
         shim.close()
 
 
-async def one_round(folder: Path, runs: int) -> dict[str, tuple[float, str, str]]:
-    """Name to (value, unit, base)."""
-    found: dict[str, tuple[float, str, str]] = {}
+async def one_round(folder: Path, runs: int) -> dict[str, float]:
+    """What was found, by name."""
+    found: dict[str, float] = {}
     (folder / "output").mkdir(parents=True)
     spawner = Spawner(folder / "cache")
     code = supervised.compiled_shim(folder / "cache")
@@ -142,47 +146,46 @@ async def one_round(folder: Path, runs: int) -> dict[str, tuple[float, str, str]
     def direct(series: str, number: int) -> Awaitable[None]:
         return attempt(lambda path: Supervised.start(path, code), place(series, number))
 
+    await bare()
     await forked("warm", 0)
     for at_once in (1, AT_ONCE):
-        base = f"bare `true`, {at_once} at a time"
-        found[base] = await rate(lambda _: bare(), runs, at_once), "per second", base
-        found[f"attempt, {at_once} at a time"] = (
-            await rate(partial(forked, f"f{at_once}-"), runs, at_once), "per second", base,
-        )  # fmt: skip
-        found[f"attempt, directly, {at_once} at a time"] = (
-            await rate(partial(direct, f"d{at_once}-"), runs // 8, at_once), "per second", base,
-        )  # fmt: skip
-    found[f"task, {AT_ONCE} slots"] = await tasks(folder, runs, AT_ONCE), "per second", base
+        found[_name(BARE, at_once)] = await rate(lambda _: bare(), runs, at_once)
+        found[_name(ATTEMPT, at_once)] = await rate(partial(forked, f"f{at_once}-"), runs, at_once)
+        found[_name(DIRECTLY, at_once)] = await rate(partial(direct, f"d{at_once}-"), runs // 8, at_once)
+    found[TASK] = await tasks(folder, runs, AT_ONCE)
     if sys.platform == "linux":
-        kib = await private_kib(spawner.start, place("memory", 0))
-        found["private memory of a supervisor"] = kib, "KiB", ""
-        kib = await private_kib(lambda path: Supervised.start(path, code), place("memory", 1))
-        found["private memory of a supervisor, directly"] = kib, "KiB", ""
+        found[MEMORY] = await private_kib(spawner.start, place("memory", 0))
+        found[MEMORY_DIRECTLY] = await private_kib(lambda path: Supervised.start(path, code), place("memory", 1))
     spawner.close()
     return found
 
 
-def measure(rounds: int, runs: int = 400, folder: Path | None = None) -> list[Row]:
-    """All rows, each the median of so many rounds; `folder`: on which disk, the current folder if None."""
+def measure(rounds: int, folder: Path, runs: int = 400) -> list[Row]:
+    """All rows, each the median of so many rounds; `folder`: on which disk."""
     sys.setswitchinterval(SWITCH_SECONDS)  # as the server does
     # Removed last of all: for minutes, ext4 without a journal pays for each new file by a walk over what was removed.
-    with tempfile.TemporaryDirectory(dir=folder or Path.cwd()) as name:
+    with tempfile.TemporaryDirectory(dir=folder) as name:
         seen = [anyio.run(one_round, Path(name) / str(number), runs) for number in range(rounds)]
-    rows: list[Row] = []
-    for name, (_, unit, base) in seen[0].items():
-        value = statistics.median(found[name][0] for found in seen)
-        ratio = statistics.median(found[name][0] / found[base][0] for found in seen) if base else None
-        rows.append(Row(name, value, unit, ratio, base))
-    return rows
+    rates = [
+        row(_name(what, at_once), "per second", seen, _name(BARE, at_once))
+        for at_once in (1, AT_ONCE)
+        for what in (BARE, ATTEMPT, DIRECTLY)
+    ]
+    rates.append(row(TASK, "per second", seen, _name(BARE, AT_ONCE)))
+    return rates + [row(name, "KiB", seen) for name in (MEMORY, MEMORY_DIRECTLY) if name in seen[0]]
+
+
+def _name(what: str, at_once: int) -> str:
+    return f"{what}, {at_once} at a time"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=400)
-    parser.add_argument("--folder", type=Path, default=Path.cwd())
+    parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="on the disk to measure (%(default)s)")
     options = parser.parse_args()
-    rows = measure(options.rounds, options.runs, options.folder)
+    rows = measure(options.rounds, options.folder, options.runs)
     print(
         f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, {options.rounds} rounds, "
         f"{options.runs} runs, load {os.getloadavg()[0]:.1f}\n"

@@ -372,7 +372,9 @@ async def _until(condition: Callable[[], bool], seconds: float, step: float = 0.
 
 async def _until_settled(peer: Peer, tasks: int) -> None:
     end = time.perf_counter() + DRAIN_SECONDS
-    while time.perf_counter() < end and not (STARTS.count >= tasks and await peer.settled()):  # noqa: ASYNC110
+    while time.perf_counter() < end:
+        if STARTS.count >= tasks and await peer.settled():
+            return
         await asyncio.sleep(0.002)
 
 

@@ -1,6 +1,6 @@
 """Results as Markdown, and between the markers of a document."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import goals
@@ -165,8 +165,11 @@ def _titled(title: str, head: Sequence[str], lines: Sequence[Sequence[str]], ski
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    join: Callable[[Sequence[str]], str] = lambda cells: f"| {' | '.join(cells)} |"  # noqa: E731
-    return "\n".join([join(head), "|" + "---|" * len(head), *(join(line) for line in lines)])
+    return "\n".join([_line(head), "|" + "---|" * len(head), *map(_line, lines)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cell(value: float | None) -> str:

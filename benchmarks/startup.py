@@ -1,6 +1,6 @@
 """From the start of a process to its first `tools/list`, and what the server needs while it does nothing.
 
-    python -m benchmarks.startup [--rounds 15] [--idle-seconds 30] [--tasks 10000]
+    python -m benchmarks.startup [--rounds 15] [--idle-seconds 30] [--tasks 10000] [--folder DIR]
 
 The measure is `empty_server.py`, an empty server of the SDK, started in the same way. Rounds are interleaved; the
 medians are printed, and their ratios to that server's in the same round. A client sends the 2025-11-25 handshake and
@@ -44,15 +44,15 @@ SETTLE_SECONDS = 5.0  # before a server counts as idle
 BATCH = 500
 
 
-def measure(rounds: int, tasks: int = 10_000, idle_seconds: float = 30.0) -> list[Row]:
-    """Both of what is measured here; on other systems than Linux the start alone."""
-    rows = measure_start(rounds, tasks)
-    return rows + measure_idle(idle_seconds, tasks) if sys.platform == "linux" else rows
+def measure(rounds: int, folder: Path, tasks: int = 10_000, idle_seconds: float = 30.0) -> list[Row]:
+    """Both of what is measured here; on other systems than Linux the start alone. `folder`: on which disk."""
+    rows = measure_start(rounds, folder, tasks)
+    return rows + measure_idle(idle_seconds, folder, tasks) if sys.platform == "linux" else rows
 
 
-def measure_start(rounds: int, tasks: int) -> list[Row]:
+def measure_start(rounds: int, parent: Path, tasks: int) -> list[Row]:
     """Milliseconds to the first `tools/list`: with a new state folder, one that exists, one with ended tasks."""
-    with _folders(tasks) as (used, full):
+    with _folders(parent, tasks) as (used, full):
         servers = {"empty server of the SDK": (EMPTY, used), "existing folder": (TASKORCH, used)}
         servers |= {f"{tasks:,} ended tasks": (TASKORCH, full)}
         took: list[dict[str, float]] = []
@@ -62,14 +62,14 @@ def measure_start(rounds: int, tasks: int) -> list[Row]:
             took.append({"start, python -c pass": 1000 * (time.perf_counter() - began)})
             for name, (command, folder) in servers.items():
                 took[-1][f"start, {name}"] = 1000 * _start(command, folder)
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory(dir=parent) as folder:
                 took[-1]["start, new folder"] = 1000 * _start(TASKORCH, Path(folder) / "state")
     return [row(name, "ms", took, "start, empty server of the SDK") for name in took[0]]
 
 
-def measure_idle(seconds: float, tasks: int) -> list[Row]:
+def measure_idle(seconds: float, parent: Path, tasks: int) -> list[Row]:
     """What each of them needs while nobody asks for anything. Linux alone."""
-    with _folders(tasks) as (used, full):
+    with _folders(parent, tasks) as (used, full):
         commands = {"empty server of the SDK": (EMPTY, used), "existing folder": (TASKORCH, used)}
         commands |= {f"{tasks:,} ended tasks": (TASKORCH, full)}
         servers = {name: _answered(command, folder) for name, (command, folder) in commands.items()}
@@ -102,9 +102,9 @@ def measure_idle(seconds: float, tasks: int) -> list[Row]:
 
 
 @contextmanager
-def _folders(tasks: int) -> Generator[tuple[Path, Path]]:
+def _folders(parent: Path, tasks: int) -> Generator[tuple[Path, Path]]:
     """A state folder that a server has used, and one with so many ended tasks. Byte code is made on the way."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=parent) as name:
         used, full = Path(name) / "used", Path(name) / "full"
         for command in (EMPTY, TASKORCH):
             _start(command, used)
@@ -176,8 +176,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--idle-seconds", type=float, default=30.0)
     parser.add_argument("--tasks", type=int, default=10_000)
+    parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="on the disk to measure (%(default)s)")
     arguments = parser.parse_args()
-    rows = measure(arguments.rounds, arguments.tasks, arguments.idle_seconds)
+    rows = measure(arguments.rounds, arguments.folder, arguments.tasks, arguments.idle_seconds)
     print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs\n")
     print(markdown(rows))
 

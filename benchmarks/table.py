@@ -1,4 +1,4 @@
-"""A figure, and how figures are told. Every program here gives its figures as rows."""
+"""A figure, and how figures are told."""
 
 import statistics
 from collections.abc import Mapping, Sequence
