@@ -220,6 +220,16 @@ def rows(document: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
 
 
+def test_the_table_of_modules_has_each_module_where_it_lies_and_no_other() -> None:
+    told: list[str] = []
+    place = ""
+    for first, *_ in rows("CONTRIBUTING.md"):
+        if heading := re.fullmatch(r"\*\*(?:`([a-z]+)/`|.*)\*\*", first):
+            place = f"{heading[1]}." if heading[1] else ""
+        told += [place + name for name in re.findall(r"`([a-z_]+)\.py`", first)]
+    assert sorted(told) == sorted(name for name in MODULES if not name.startswith("__"))
+
+
 def test_the_readme_has_a_row_for_each_tool_and_no_other() -> None:
     named = [match[1] for row in rows("README.md") if (match := re.fullmatch("`([a-z_]+)`", row[0]))]
     assert sorted(named) == sorted(TOOLS)
