@@ -1,9 +1,8 @@
-"""The house: who may import whom, how large a file may grow, what the wheel holds, and documents that are true."""
+"""The house: who may import whom, how large a file may grow, and documents that are true."""
 
 import ast
 import re
 import sys
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -193,22 +192,12 @@ def test_the_domain_is_pure(name: str) -> None:
     assert not re.search(r"Random\(\)|random\.|\bnow\(|today\(", source)
 
 
-# Sizes and contents.
+# Sizes.
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "work.shim"])
 def test_a_file_fits_in_the_head(name: str) -> None:
     assert len(file(name).read_text().splitlines()) <= LINES
-
-
-def test_the_wheel_holds_every_module_the_schema_and_the_type_marker(tmp_path: Path) -> None:
-    wheel = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed here")
-    [built] = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
-    names = set(zipfile.ZipFile(built).namelist())
-    modules = {f"taskorch/{name.replace('.', '/')}.py" for name in ALL}
-    scripts = {f"taskorch/{path.relative_to(SOURCE)}" for path in SOURCE.rglob("*.sql")}
-    assert modules | scripts | {"taskorch/py.typed"} <= names
-    assert not {name for name in names if not name.startswith(("taskorch/", "taskorch-"))}
 
 
 # Documents.
