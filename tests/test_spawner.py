@@ -392,10 +392,10 @@ async def test_an_order_larger_than_the_connection_takes_at_once_arrives_whole(s
 
 
 def test_a_killed_server_takes_its_spawner_with_it_and_leaves_its_shims_to_the_next(place: Place) -> None:
-    server, go = place.start(), place.folder / "go"
-    task_id = server.command("sh", "-c", f"until test -e {go}; do sleep 0.01; done; echo done")
+    server, begun, go = place.start(), place.folder / "begun", place.folder / "go"
+    task_id = server.command("sh", "-c", f"touch {begun}; until test -e {go}; do sleep 0.01; done; echo done")
     folder = place.state / "output" / task_id / "1"
-    wait_for(lambda: (folder / "shim.lock").exists() and supervised.holder(folder))
+    wait_for(begun.exists)  # a shim that has no order yet leaves with its server
     shim = supervised.holder(folder)
     assert shim
     forker = int(status(shim, "PPid"))
