@@ -143,6 +143,12 @@ def test_a_host_that_gives_no_stdin_or_stdout_is_told_so(closed: str, environmen
     assert "stdin and stdout must be open" in refusal(result)
 
 
+def test_a_server_that_cannot_start_exits_with_2_though_stderr_is_closed(environment: dict[str, str]) -> None:
+    script = f'"{sys.executable}" -m taskorch --handlers no_such_module 2>&-'
+    shell = ["sh", "-c", script]
+    assert subprocess.run(shell, stdin=subprocess.PIPE, timeout=SECONDS, env=environment).returncode == 2
+
+
 # The next four fail after stdin and stdout were taken over, while the host keeps stdin open: none may hang.
 
 

@@ -49,12 +49,13 @@ def explain(error: BaseException, starting: bool) -> int:
         case _:
             text = f"{type(error).__name__}: {error}"
             log.critical("the server failed", exc_info=error)
-    sys.stderr.write(f"taskorch: {'could not start' if starting else 'stopped'}: {text}\n")
+    if sys.stderr:  # None when it was closed before we began
+        sys.stderr.write(f"taskorch: {'could not start' if starting else 'stopped'}: {text}\n")
     return CANNOT_START if starting else 1
 
 
 def _flush() -> None:
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, AttributeError):  # the last: it was closed before we began
             stream.flush()
