@@ -15,6 +15,7 @@ from taskorch import logs
 from taskorch.cli.exits import Exit
 from taskorch.config import Settings, config_file, load_settings, unknown_keys, unknown_variables, where_to_mend
 from taskorch.domain.errors import readable
+from taskorch.leaving import leave
 
 HINT = """\
 taskorch is an MCP server: a host (Claude Desktop, Claude Code, the MCP Inspector, ...) starts it and talks to it over
@@ -41,7 +42,7 @@ def serve(flags: Mapping[str, object]) -> NoReturn:
         refuse("stdin and stdout must be open: MCP is spoken over them.")
     if sys.stdin.isatty():
         _end(HINT, Exit.USAGE)
-    from taskorch.app import leave, serve
+    from taskorch.app import serve
 
     gc.freeze()  # no garbage will come of what imports made: walking that took some calls 60 ms
     gc.enable()

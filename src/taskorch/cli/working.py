@@ -14,8 +14,6 @@ from taskorch.config import Settings
 from taskorch.domain.errors import StoreError
 from taskorch.leaving import arm_last_resort, cause, explain, leave
 
-SWITCH_SECONDS = 0.0005  # as in a server
-
 
 def keep_to_stderr() -> None:
     """What a handler writes to stdout is a log, by whatever way it does; and there is nothing to read on stdin."""
@@ -32,7 +30,6 @@ async def work(settings: Settings) -> int:
 
     Then all is settled, given back or let go within 1.5 s, as when a server stops; a second signal leaves at once.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()
     stop, started, asked = anyio.CancelScope(), False, False
 
