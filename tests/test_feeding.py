@@ -236,6 +236,20 @@ async def test_what_could_not_be_committed_is_not_taken(
     assert await database.read(lambda db: db.execute("SELECT count(*) FROM tasks").fetchone()) == (1,)
 
 
+@pytest.mark.parametrize("damage", ["payload = '{'", "labels = '{'", """error = '{"reason": "made up"}'"""])
+async def test_a_damaged_row_keeps_nothing_from_being_created_or_settled(
+    damage: str, store: Store, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fed(store) as eater:
+        await add(store, "a", "damaged")
+        await database.write(lambda tx: tx.execute(f"UPDATE tasks SET {damage} WHERE name = 'damaged'"))
+        await store.settle(eater.taken[0], DONE)
+        await add(store, "b")
+    assert await _statuses(database) == {"a": "completed", "damaged": "waiting", "b": "waiting"}
+    assert names(eater.taken) == ["a"]
+    assert "a row that is ready is damaged" in caplog.text
+
+
 async def test_what_is_taken_is_what_is_stored(store: Store, database: Database, clock: Clock) -> None:
     """The rule, the statement that does the same to many rows, and the short form in which a ready row is read."""
     wishes: dict[str, Any] = {

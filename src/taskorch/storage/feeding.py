@@ -3,6 +3,8 @@
 A task that is created while a slot is free is working once it is on disk, and a settlement brings the slot its next.
 """
 
+import logging
+import sqlite3
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from taskorch.domain.task import Task
 from taskorch.storage import claims
 from taskorch.storage.database import Transaction
 from taskorch.storage.limits import Limits, refill
+
+log = logging.getLogger(__name__)
 
 HELD = "SELECT count(*) FROM tasks WHERE owner = ? AND status = 'working'"
 
@@ -55,13 +59,29 @@ class Pools:
     def feed(self, tx: Transaction, now: int) -> None:
         """Claim for each pool what it has room for beside what it holds, which is counted from its rows."""
         for pool in self._pools:
-            claimed = self._claim(tx, pool, now)
+            claimed = self._claimed(tx, pool, now)
             if not claimed:
                 continue
             if any(task.concurrency_key for task in claimed):
                 refill(tx, self._limits, now)
             tx.changed = list({change[0]: change for change in tx.changed}.values())  # as the commit leaves them
             tx.afterwards.append(partial(pool.take, claimed))
+
+    def _claimed(self, tx: Transaction, pool: Pool, now: int) -> list[Task]:
+        """What a row that cannot be read keeps from being claimed must not be kept from being created or settled."""
+        changed, moved = len(tx.changed), len(tx.moved)
+        tx.execute("SAVEPOINT claims")
+        try:
+            claimed = self._claim(tx, pool, now)
+        except (ValueError, KeyError, TypeError, sqlite3.OperationalError) as error:
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) != sqlite3.SQLITE_ERROR:
+                raise  # the file or its disk, and not what a row says
+            log.error("nothing can be claimed: a row that is ready is damaged: %s", error)
+            tx.execute("ROLLBACK TO claims")
+            del tx.changed[changed:], tx.moved[moved:]
+            claimed = []
+        tx.execute("RELEASE claims")
+        return claimed
 
     def _claim(self, tx: Transaction, pool: Pool, now: int) -> list[Task]:
         ahead = pool.ahead()
