@@ -25,6 +25,7 @@ from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 from mcp.shared.message import SessionMessage
 from servers import ENVELOPE, HELLO, LEGACY
 
+from taskorch.mcp import wire as module
 from taskorch.mcp.descriptors import Descriptor
 from taskorch.mcp.wire import ANSWER_SECONDS, MOST_IN_FLIGHT, MOST_UNSENT_BYTES, Wire, opened
 
@@ -175,6 +176,12 @@ async def piped() -> AsyncIterator[Served]:
     async with serving(pipes()) as served:
         await hello(served.peer)
         yield served
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for answers after the end waits longer than any of the tests that use this."""
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 20.0)
 
 
 async def hello(peer: Peer) -> None:
@@ -437,13 +444,14 @@ def read_slowly(peer: Peer) -> None:
     peer.source.read = read  # type: ignore[method-assign]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_who_listens_does_not_delay_the_end() -> None:
     async with serving(pipes()) as served:
         params = {"_meta": ENVELOPE, "notifications": {"resourceSubscriptions": ["task://a"]}}
         await served.peer.ask({"jsonrpc": "2.0", "id": 1, "method": "subscriptions/listen", "params": params})
         assert "id" not in await served.peer.answer()  # it is heard
         served.peer.hang_up()
-        assert await served.end() < ANSWER_SECONDS
+        await served.end(5)
 
 
 async def test_input_that_ends_in_mid_message_is_answered(served: Served) -> None:
@@ -460,6 +468,7 @@ async def test_a_last_line_without_a_line_feed_is_served(served: Served) -> None
     await served.end()
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("asked", [True, False])
 async def test_the_server_can_be_told_to_end_at_any_moment(asked: bool) -> None:
     ends: list[str] = []
@@ -469,24 +478,23 @@ async def test_the_server_can_be_told_to_end_at_any_moment(asked: bool) -> None:
             await served.peer.ask(call(1, "hold"))
             await until(lambda: served.small.called["hold"])
         served.wire.end()
-        assert await served.end() < ANSWER_SECONDS
+        await served.end(5)
         if asked:
             assert (await served.peer.answer())["error"]["message"] == "Connection closed"
     assert ends == ["end"]
 
 
 async def test_the_server_can_be_told_to_end_while_it_waits_for_a_client_that_does_not_read() -> None:
-    began = time.monotonic()
-    async with serving(pipes()) as served:
-        await hello(served.peer)
-        await served.peer.ask(*(call(n, bytes=100_000) for n in range(100)))
-        await settled(served)
-        served.wire.end()
-        assert await served.end() < 0.3
-        began = time.monotonic()
-    assert time.monotonic() - began < ANSWER_SECONDS + 0.3
+    with anyio.fail_after(15):
+        async with serving(pipes()) as served:
+            await hello(served.peer)
+            await served.peer.ask(*(call(n, bytes=100_000) for n in range(100)))
+            await settled(served)
+            served.wire.end()
+            await served.end(5)
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_client_that_cannot_be_answered_any_more_ends_the_server(way: Callable[[], Ends]) -> None:
     async with serving(way()) as served:
@@ -494,10 +502,10 @@ async def test_a_client_that_cannot_be_answered_any_more_ends_the_server(way: Ca
         await served.peer.ask(*(call(n, bytes=100_000) for n in range(30)))
         await settled(served)
         served.peer.source.close()
-        await served.end()
+        await served.end(5)
         began = time.monotonic()
         served.peer.source = Descriptor(os.open(os.devnull, os.O_RDONLY), os.O_RDONLY)
-    assert time.monotonic() - began < ANSWER_SECONDS  # nothing waits for what nobody can read
+    assert time.monotonic() - began < 10  # nothing waits for what nobody can read
 
 
 @pytest.mark.parametrize("sent", [0, 1])
@@ -506,7 +514,7 @@ async def test_a_client_that_has_gone_is_noticed_without_a_word_and_what_it_sent
 ) -> None:
     piped.peer.source.close()
     await piped.peer.ask(*(call(n) for n in range(sent)))
-    assert await piped.end() < 0.3
+    await piped.end(5)
     assert piped.small.called["say"] == sent
     piped.peer.source = Descriptor(os.open(os.devnull, os.O_RDONLY), os.O_RDONLY)
 
