@@ -80,7 +80,7 @@ def _both(results: Results, row: str, base: str, reckon: Callable[[float, float]
 
 
 EMPTY, USED = "empty server of the SDK", "existing folder"
-CREATE, GET = "taskorch create_task", "taskorch get_task"
+NO_OP, CREATE, GET = "lowlevel, our stdio", "taskorch create_task", "taskorch get_task"
 ENDED, SCHEDULED = "backlog 1k above 1M ended cpu", "backlog 1k beside 1M scheduled cpu"
 US, MS, MB = ({"most": True, "unit": unit} for unit in ("us", "ms", "MB"))
 NONE = {"most": True, "unit": ""}
@@ -107,11 +107,12 @@ GOALS = (
     Goal("the same while each also works: p99", ours("crowd 8 p99"), 25, **MS),
     Goal("kill -9: tasks lost", worst("kill lost"), 0, **NONE),
     Goal("kill -9: until work resumes", ours("kill resumes"), 1000, **MS),
-    Goal("`tools/call`, 1 in flight, to an empty MCPServer", ratio_of(f"{GET}, 1 in flight"), 2),
-    Goal("`tools/call`, 64 in flight, to an empty MCPServer", ratio_of(f"{GET}, 64 in flight"), 3),
+    Goal("a no-op over our transport, 1 in flight, to MCPServer's", ratio_of(f"{NO_OP}, 1 in flight"), 2),
+    Goal("a no-op over our transport, 64 in flight, to MCPServer's", ratio_of(f"{NO_OP}, 64 in flight"), 3),
+    Goal("`get_task`, 1 in flight, to MCPServer's no-op", ratio_of(f"{GET}, 1 in flight"), 2),
+    Goal("`get_task`, 64 in flight, to MCPServer's no-op", ratio_of(f"{GET}, 64 in flight"), 3),
     Goal("`create_task`, 1 in flight, to `get_task`", between(f"{CREATE}, 1 in flight", f"{GET}, 1 in flight"), 0.6),
     Goal("`create_task`, 64 in flight, to `get_task`", between(f"{CREATE}, 64 in flight", f"{GET}, 64 in flight"), 0.6),
-    Goal("a command, 1 at a time, to a bare process", ratio_of("attempt, 1 at a time"), 0.5),
     Goal("a command, 8 at a time, to a bare process", ratio_of("attempt, 8 at a time"), 0.5),
     Goal("first `tools/list`, to an empty server", ratio_of(f"start, {USED}"), 1.15, most=True),
     Goal("memory when idle, more than an empty server", more(f"idle RSS, {USED}", f"idle RSS, {EMPTY}"), 10, **MB),

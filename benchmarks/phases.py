@@ -149,8 +149,7 @@ BACKLOGS = {  # by name: what is in the store beside what is worked off, and how
 async def backlog(peer: Peer, name: str, tasks: int) -> Figures:
     """A drain of about so many tasks at a size of the store.
 
-    A small backlog is worked off again and again; the first time does not count, since a worker looks through the store
-    when it starts.
+    A small backlog is worked off again and again; the first time does not count, for its caches are cold.
     """
     state, beside, waiting = BACKLOGS[name]
     await peer.open(fresh=True)

@@ -85,6 +85,7 @@ class Adapter(Peer):
         self.group = await self.opened.enter_async_context(anyio.create_task_group())
         self.group.start_soon(partial(self.store.follow_others, bell.rung))
         self.group.start_soon(bell.run)
+        await self.store.promote()  # looks through all that is scheduled, as a server does once when it starts
 
     def _heard(self, changes: Sequence[Change]) -> None:
         self.ended += sum(task is not None and task.ended for _, task in changes)
