@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from clients import until
 from servers import Place, wait_for
@@ -219,7 +220,9 @@ async def test_a_running_command_costs_little_memory_that_nobody_shares(started:
 
 
 async def test_shims_outlive_the_one_that_forked_them_and_the_next_are_forked_by_another(started: Started) -> None:
-    shim = await started.running("/bin/sh", "-c", "read x < /proc/self/stat; sleep 0.2; exit 7")
+    go = started.folder / "go"
+    os.mkfifo(go)
+    shim = await started.running("/bin/sh", "-c", f"read x < {go}; exit 7")
     old = started.pid
     os.kill(old, signal.SIGKILL)
     await until(lambda: not is_alive(old))
@@ -227,6 +230,7 @@ async def test_shims_outlive_the_one_that_forked_them_and_the_next_are_forked_by
     assert again and again.code == 0
     assert is_forked(started.shims[-1])
     assert started.pid != old
+    await anyio.to_thread.run_sync(go.write_text, "\n")
     with anyio.fail_after(5):
         await shim.ended()
     record = supervised.exit_record(shim.folder)
