@@ -16,21 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ends import Ends, pipes, sockets
 from servers import HELLO, IN_TIME, SECONDS, Place, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
-
-Ends = tuple[int, int, int, int]  # the server's stdin and stdout, and what the client reads and writes
-
-
-def pipes() -> Ends:
-    (in_read, in_write), (out_read, out_write) = os.pipe(), os.pipe()
-    return in_read, out_write, out_read, in_write
-
-
-def sockets() -> Ends:
-    (in_ours, in_theirs), (out_ours, out_theirs) = (tuple(s.detach() for s in socket.socketpair()) for _ in range(2))
-    return in_ours, out_ours, out_theirs, in_theirs
 
 
 def one_socket() -> Ends:

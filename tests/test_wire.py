@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import pty
-import socket
 import time
 import tty
 from collections import Counter
@@ -18,6 +17,7 @@ import anyio.to_thread
 import mcp_types as mt
 import pytest
 from clients import ERAS, until
+from ends import Ends, pipes, sockets
 from mcp import Client
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import Server
@@ -30,18 +30,6 @@ from taskorch.mcp.descriptors import Descriptor
 from taskorch.mcp.wire import ANSWER_SECONDS, MOST_IN_FLIGHT, MOST_UNSENT_BYTES, Wire, opened
 
 Ctx = ServerRequestContext[Any]
-Ends = tuple[int, int, int, int]  # the server reads and writes, the client reads and writes
-
-
-def pipes() -> Ends:
-    (in_read, in_write), (out_read, out_write) = os.pipe(), os.pipe()
-    return in_read, out_write, out_read, in_write
-
-
-def sockets() -> Ends:
-    """One of its own for each direction, as Node makes them."""
-    (in_ours, in_theirs), (out_ours, out_theirs) = (tuple(s.detach() for s in socket.socketpair()) for _ in range(2))
-    return in_ours, out_ours, out_theirs, in_theirs
 
 
 def terminals() -> Ends:

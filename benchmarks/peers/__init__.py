@@ -5,6 +5,7 @@ These files and `phases.py` run in the environment of the queue that they measur
 
 import json
 import os
+import threading
 from pathlib import Path
 
 PAYLOAD = {"k": "x" * 191}
@@ -64,6 +65,25 @@ class Peer:
     async def settled(self) -> bool:
         """Whether every started task has its result stored."""
         return True
+
+
+class Threaded(Peer):
+    """A queue that is worked off by a loop in a thread: `work` runs until `is_stopping`, and sets `is_empty`."""
+
+    async def start(self) -> None:
+        self.is_stopping = self.is_empty = False
+        self.thread = threading.Thread(target=self.work, daemon=True)
+        self.thread.start()
+
+    async def stop(self) -> None:
+        self.is_stopping = True
+        self.thread.join()
+
+    async def settled(self) -> bool:
+        return self.is_empty
+
+    def work(self) -> None:
+        raise NotImplementedError
 
 
 def payload(tag: float) -> dict[str, object]:

@@ -1,18 +1,17 @@
 """litequeue: a queue without a worker and without fsync. The loop is the least that a user would write."""
 
 import json
-import threading
 import time
 
 from litequeue import LiteQueue
 
-from benchmarks.peers import PAYLOAD_JSON, Peer, payload
+from benchmarks.peers import PAYLOAD_JSON, Threaded, payload
 from benchmarks.work import run_blocking
 
 POLL_SECONDS = 0.01  # it wakes nobody
 
 
-class Adapter(Peer):
+class Adapter(Threaded):
     tasks = 10_000
 
     async def open(self, fresh: bool) -> None:
@@ -21,19 +20,7 @@ class Adapter(Peer):
     async def create(self, tag: float = 0.0) -> None:
         self.queue.put(json.dumps(payload(tag)) if tag else PAYLOAD_JSON)
 
-    async def start(self) -> None:
-        self.is_stopping = self.is_empty = False
-        self.thread = threading.Thread(target=self._loop, daemon=True)
-        self.thread.start()
-
-    async def stop(self) -> None:
-        self.is_stopping = True
-        self.thread.join()
-
-    async def settled(self) -> bool:
-        return self.is_empty
-
-    def _loop(self) -> None:
+    def work(self) -> None:
         while not self.is_stopping:
             message = self.queue.pop()
             self.is_empty = message is None

@@ -3,15 +3,13 @@
 A create is one row a commit; the drain settles 64 tasks and claims the next 64 in one commit.
 """
 
-import threading
-
-from benchmarks.peers import BULK, RESULT_JSON, Peer, rows
+from benchmarks.peers import BULK, RESULT_JSON, Threaded, rows
 from benchmarks.work import STARTS
 
 BATCH = 64
 
 
-class Adapter(Peer):
+class Adapter(Threaded):
     async def open(self, fresh: bool) -> None:
         self.path = self.folder / "taskorch.db"
         if fresh:
@@ -41,19 +39,7 @@ class Adapter(Peer):
         await rows.fill(self.path, count, state)
         self.db = rows.connect(self.path)
 
-    async def start(self) -> None:
-        self.is_stopping = self.is_empty = False
-        self.thread = threading.Thread(target=self._drain, daemon=True)
-        self.thread.start()
-
-    async def stop(self) -> None:
-        self.is_stopping = True
-        self.thread.join()
-
-    async def settled(self) -> bool:
-        return self.is_empty
-
-    def _drain(self) -> None:
+    def work(self) -> None:
         db = self.db
         held: list[tuple[int, int, str]] = []
         while not self.is_stopping:

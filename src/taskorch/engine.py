@@ -6,7 +6,7 @@ import resource
 import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -99,12 +99,12 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
             peers.at_each_beat = Watch(state / "taskorch.db", bell.tell).look
             room = partial(has_room, state)
             owner = await store.register(peers.uuid, os.getpid(), __version__, sorted(kinds.claimable))
-            queries = Queries(database, settings.limits)
-            results = Results(queries.get_many, folder)
+            idle = serving(settings, database, store, kinds.all)
+            fill = Results(idle.queries.get_many, folder).fill
             taken_over = {COMMAND: kinds.command}
-            worker = Worker(store, peers, owner, kinds.claimable, settings.concurrency, taken_over, room, results.fill)
+            worker = Worker(store, peers, owner, kinds.claimable, settings.concurrency, taken_over, room, fill)
             pool = Pool(settings.concurrency, lambda: worker.busy, lambda: worker.silent)
-            service = serving(settings, database, store, kinds.all, pool)
+            service = replace(idle, pool=pool)
             housekeeper = Housekeeper(
                 store,
                 folder,
@@ -179,10 +179,8 @@ def load_command(settings: Settings, start: Path | None = None) -> Command:
     return command
 
 
-def serving(
-    settings: Settings, database: Database, store: Store, kinds: Mapping[str, TaskKind], pool: Pool | None
-) -> Service:
-    """What calls are made with, over an open store."""
+def serving(settings: Settings, database: Database, store: Store, kinds: Mapping[str, TaskKind]) -> Service:
+    """What calls are made with, over an open store, in a process that runs nothing."""
     queries = Queries(database, settings.limits)
     folder = settings.state_dir / "output"
     return Service(
@@ -194,7 +192,7 @@ def serving(
         fill=Results(queries.get_many, folder).filled,
         output_folder=folder,
         version=__version__,
-        pool=pool,
+        pool=None,
         timeout_seconds=settings.timeout_seconds,
         on_server_exit=settings.on_server_exit,
         wait_cap_seconds=settings.wait_cap_seconds,

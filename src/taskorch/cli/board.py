@@ -18,7 +18,7 @@ from taskorch.calls.replies import CONCISE_BYTES, task_facts
 from taskorch.calls.service import Service
 from taskorch.calls.wording import Facts
 from taskorch.cli import session, tables
-from taskorch.cli.invocation import say_json
+from taskorch.cli.invocation import say, say_json
 from taskorch.cli.tables import ATTEMPT, ID, KIND, NAME, PRIORITY, PROGRESS, STATUS, WHEN, WHY
 from taskorch.domain.task import Status
 from taskorch.storage.queries import WINDOW_MS, Filters
@@ -36,7 +36,7 @@ async def once(service: Service, rows: int | None, as_json: bool) -> None:
     if as_json:
         say_json({"stats": stats, "tasks": tasks})
     else:
-        print(_headline(stats).plain)  # noqa: T201
+        say(_headline(stats).plain)
         tables.show(tasks, COLUMNS)
 
 

@@ -41,7 +41,7 @@ async def looking(settings: Settings, kinds: Mapping[str, Kind] | None = None) -
     """Calls that only look: nothing is made, converted or written. Raises StoreError where there is nothing."""
     refuse_foreign(settings.state_dir / "servers")
     with open_reader(database(settings), settings.allow_network_state) as reader:
-        yield engine.serving(settings, reader, engine.open_store(settings, reader), kinds or {}, None)
+        yield engine.serving(settings, reader, engine.open_store(settings, reader), kinds or {})
 
 
 @asynccontextmanager
@@ -57,7 +57,7 @@ async def changing(
         async with anyio.create_task_group() as group:
             group.start_soon(bell.run)
             try:
-                yield engine.serving(settings, opened, store, kinds or {}, None)
+                yield engine.serving(settings, opened, store, kinds or {})
             finally:
                 bell.ring()
             group.cancel_scope.cancel()
