@@ -17,7 +17,7 @@ from taskorch import handler
 from taskorch.app import App, running
 from taskorch.config import Settings
 from taskorch.domain.task import NewTask
-from taskorch.storage.queries import Filters
+from taskorch.storage.listing import Filters
 
 WARM_UP = 10_000  # tasks; what is taken until then is not growth
 WAVE = 1_000  # tasks

@@ -30,7 +30,8 @@ from taskorch.domain.errors import Conflict
 from taskorch.domain.task import Completed, NewTask, Priority, Task
 from taskorch.storage import busy
 from taskorch.storage.database import open_database
-from taskorch.storage.queries import Filters, Queries
+from taskorch.storage.listing import Filters
+from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,7 @@ from taskorch.domain.outside import PAYLOAD_BYTES
 from taskorch.domain.task import RESULT_BYTES, Status
 from taskorch.mcp.server import INSTRUCTIONS, WORKERS
 from taskorch.mcp.tools import TOOLS, offered
-from taskorch.storage.queries import Filters
+from taskorch.storage.listing import Filters
 from taskorch.work.handlers import handler
 
 OURS = ["claim_task", "heartbeat_task", "complete_task", "fail_task"]

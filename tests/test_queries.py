@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from taskorch.domain import rules
 from taskorch.domain.errors import InvalidInput, NotFound
 from taskorch.domain.task import Cancelled, Completed, Failed, NewTask, Priority, Reason, Status, Task
+from taskorch.storage import listing
 from taskorch.storage import queries as module
 from taskorch.storage.database import Database, open_database
-from taskorch.storage.queries import Filters, Page, Queries
+from taskorch.storage.listing import Filters, Page
+from taskorch.storage.queries import Queries
 from taskorch.storage.rows import insert_all, to_values
 from taskorch.storage.store import Store
 
@@ -243,9 +245,9 @@ async def test_counts_do_not_depend_on_the_page(mixture: dict[str, Task], querie
 async def test_beyond_a_bound_filtered_counts_look_at_the_newest_tasks_and_say_so(
     mixture: dict[str, Task], queries: Queries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "EXACT_COUNTS", 4)
+    monkeypatch.setattr(listing, "EXACT_COUNTS", 4)
     assert not (await queries.page(Filters(label="red"), 10, None)).counts_partial
-    monkeypatch.setattr(module, "EXACT_COUNTS", 3)
+    monkeypatch.setattr(listing, "EXACT_COUNTS", 3)
     page = await queries.page(Filters(label="red"), 10, None)
     assert (page.counts["waiting"], page.counts["cancelled"], page.counts_partial) == (0, 1, True)
     assert found(page) == ["b", "a"]  # the list itself is whole

@@ -12,7 +12,8 @@ from taskorch.domain.errors import StoreError
 from taskorch.domain.task import NewTask
 from taskorch.storage import reading, schema
 from taskorch.storage.database import open_database
-from taskorch.storage.queries import Filters, Queries
+from taskorch.storage.listing import Filters
+from taskorch.storage.queries import Queries
 from taskorch.storage.reading import NoStore, Reader, open_reader
 from taskorch.storage.store import Store
 

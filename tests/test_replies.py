@@ -30,7 +30,8 @@ from taskorch.calls.wording import iso
 from taskorch.domain import rules
 from taskorch.domain.task import Completed, Error, Failed, NewTask, Outcome, Priority, Progress, Reason, Status, Task
 from taskorch.storage.limits import Full
-from taskorch.storage.queries import History, Page
+from taskorch.storage.listing import Page
+from taskorch.storage.queries import History
 from taskorch.work.output import attempt_folder
 
 NOW = 1_800_000_000_000

@@ -31,7 +31,8 @@ from taskorch.app import App, running
 from taskorch.domain.errors import shown
 from taskorch.domain.task import NewTask
 from taskorch.storage.database import open_database
-from taskorch.storage.queries import Filters, Queries
+from taskorch.storage.listing import Filters
+from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store
 from taskorch.work.handlers import handler
 from taskorch.work.policy import NotAllowed, Policy

@@ -14,7 +14,8 @@ from taskorch.calls.waits import Tail, wait_reply
 from taskorch.domain import rules
 from taskorch.domain.task import Completed, Failed, NewTask, Outcome, Priority, Progress, Reason, Retry, Schedule, Task
 from taskorch.storage.limits import Full
-from taskorch.storage.queries import History, Page
+from taskorch.storage.listing import Page
+from taskorch.storage.queries import History
 from taskorch.work.output import Slice
 
 AGREED = Path(__file__).parent / "replies.json"

@@ -23,7 +23,7 @@ from taskorch.calls.aliases import understood
 from taskorch.calls.arguments import parse
 from taskorch.domain.errors import InvalidInput, TaskError
 from taskorch.mcp.tools import TOOLS, call_tool
-from taskorch.storage.queries import Filters
+from taskorch.storage.listing import Filters
 
 NOISE = re.compile(r"pydantic|https?:|Traceback|Internal error|validation error|\[type=|Error executing", re.I)
 GIT = {"payload": {"argv": ["git", "fetch"]}}

@@ -22,7 +22,7 @@ from taskorch.domain.kind import Kind
 from taskorch.domain.outside import OUTSIDE, check_kind, is_outside
 from taskorch.domain.task import RECIPE, TOOL, NewTask, Priority, Status, Task
 from taskorch.storage.additions import Wish
-from taskorch.storage.queries import Filters
+from taskorch.storage.listing import Filters
 from taskorch.work import output
 
 DELETE_SECONDS = 25.0  # how long delete_task waits for a working task to end

@@ -13,7 +13,7 @@ from taskorch.domain.task import Error, Phase, Progress, Reason, Status, Task
 from taskorch.storage.dependencies import Waits
 from taskorch.storage.ids import FULL_ID
 from taskorch.storage.limits import Full
-from taskorch.storage.queries import Page
+from taskorch.storage.listing import Page
 from taskorch.storage.rows import dumps
 from taskorch.work.output import Slice
 

@@ -21,7 +21,8 @@ from taskorch.cli import session, tables
 from taskorch.cli.invocation import say, say_json
 from taskorch.cli.tables import ATTEMPT, ID, KIND, NAME, PRIORITY, PROGRESS, STATUS, WHEN, WHY
 from taskorch.domain.task import Status
-from taskorch.storage.queries import WINDOW_MS, Filters
+from taskorch.storage.listing import Filters
+from taskorch.storage.queries import WINDOW_MS
 from taskorch.storage.store import Change
 
 ROWS = 30  # where no screen says how many

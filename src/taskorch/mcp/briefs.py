@@ -16,7 +16,8 @@ from taskorch.calls.service import Service
 from taskorch.calls.wording import counts_text, cut_bytes, iso, visible, visible_line
 from taskorch.domain.errors import InvalidInput, shown
 from taskorch.domain.task import COMMAND, Reason, Status, Task
-from taskorch.storage.queries import WINDOW_MS, Filters, History
+from taskorch.storage.listing import Filters
+from taskorch.storage.queries import WINDOW_MS, History
 from taskorch.work import output
 
 BYTES = 2_048

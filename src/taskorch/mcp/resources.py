@@ -23,7 +23,7 @@ from taskorch.domain.errors import NotFound, StoreError, shown
 from taskorch.domain.kind import Kind
 from taskorch.domain.task import Status, Task
 from taskorch.storage.ids import FULL_ID
-from taskorch.storage.queries import Filters
+from taskorch.storage.listing import Filters
 from taskorch.storage.rows import dumps
 from taskorch.storage.store import Change
 from taskorch.work import output

@@ -1,6 +1,5 @@
 """What can be asked of the store: finding a task, listing, counting, history, statistics. Reads only."""
 
-import re
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from taskorch.storage.database import Database
 from taskorch.storage.dependencies import Waits, waits
 from taskorch.storage.finding import NEWEST_NAMES, find
 from taskorch.storage.limits import Full, Limits, full
+from taskorch.storage.listing import COUNTS, EXACT_COUNTS, Filters, Page, page
 from taskorch.storage.lives import Life, number, recall
 from taskorch.storage.rows import BY_ID, SELECT, from_row, load
 from taskorch.storage.servers import Server, noted
 
-EXACT_COUNTS = 100_000  # beyond so many stored tasks, filtered counts look at the newest so many
 HISTORY_ROWS = 50
 WINDOW_MS = 24 * 3_600_000
 HOUR_MS = 3_600_000
@@ -25,11 +24,6 @@ WALK = 500  # rows that one step of the walk for old tasks reads
 
 FAILED_NAMES = f"""SELECT id, name FROM tasks WHERE seq > (SELECT max(seq) FROM tasks) - {EXACT_COUNTS}
   AND status = 'failed' ORDER BY seq DESC LIMIT 500"""
-# What a text filter looks into: the words of labels and error, not the JSON around them.
-TEXT = """coalesce(name, '') || ' ' ||
-  iif(labels IS NULL, '', (SELECT group_concat(value, ' ') FROM json_each(labels))) || ' ' ||
-  iif(error IS NULL, '', json_extract(error, '$.reason') || ' ' || json_extract(error, '$.message'))"""
-COUNTS = "SELECT status, priority, tasks FROM counts"
 ATTEMPTS_OF = """SELECT attempt, owner, worker, started_at, ended_at, outcome, reason, message, exit_code
   FROM attempts WHERE task = ?"""
 ATTEMPT = f"{ATTEMPTS_OF} AND attempt = ?"
@@ -54,29 +48,6 @@ NEXT_RUN = f"SELECT min(run_at) FROM tasks WHERE {IN_TIME}"
 READY_COUNT = "SELECT count(*) FROM tasks WHERE ready = 1"
 OLD = f"{SELECT} WHERE seq > ? ORDER BY seq LIMIT ?"
 PAGES = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """All given ones hold together. Times are milliseconds since the epoch."""
-
-    status: Status | None = None
-    kind: str | None = None
-    priority: Priority | None = None
-    label: str | None = None
-    text: str | None = None
-    created_after: int | None = None
-    created_before: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Newest first. `next_seq`: where the next page begins, None on the last one."""
-
-    tasks: list[Task]
-    counts: dict[str, int]
-    counts_partial: bool
-    next_seq: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +130,7 @@ class Queries:
 
     async def page(self, filters: Filters, limit: int, before_seq: int | None) -> Page:
         """A page of tasks, newest first, and how many there are of each status under the other filters."""
-        return await self._database.read(lambda db: _page(db, filters, limit, before_seq))
+        return await self._database.read(lambda db: page(db, filters, limit, before_seq))
 
     async def history(self, task: Task) -> History:
         def history(db: sqlite3.Connection) -> History:
@@ -227,55 +198,6 @@ def _situation(db: sqlite3.Connection, tasks: Sequence[Task], limits: Limits) ->
     held = [(task.id, task.concurrency_key) for task in tasks if task.held]
     used_up = {task_id: full(db, key, limits) for task_id, key in held if key}
     return Situation({row[0] for row in db.execute(RUNNABLE)}, {**waits(db, tasks), **used_up})
-
-
-def _page(db: sqlite3.Connection, filters: Filters, limit: int, before_seq: int | None) -> Page:
-    where, values = _conditions(filters)
-    at = where + (["seq < ?"] if before_seq is not None else [])
-    rows = db.execute(
-        f"{SELECT}{_where(at)} ORDER BY seq DESC LIMIT ?",
-        (*values, *([before_seq] if before_seq is not None else []), limit + 1),
-    ).fetchall()
-    tasks = [from_row(row) for row in rows[:limit]]
-    counts, partial = _counts(db, filters)
-    return Page(tasks, counts, partial, tasks[-1].seq if len(rows) > limit else None)
-
-
-def _conditions(filters: Filters) -> tuple[list[str], list[Any]]:
-    text = filters.text and "%" + re.sub(r"([\\%_])", r"\\\1", filters.text) + "%"
-    conditions = {
-        "status = ?": filters.status,
-        "kind = ?": filters.kind,
-        "priority = ?": filters.priority,
-        "created_at > ?": filters.created_after,
-        "created_at < ?": filters.created_before,
-        "EXISTS (SELECT 1 FROM json_each(labels) WHERE value = ?)": filters.label,
-        rf"{TEXT} LIKE ? ESCAPE '\'": text,
-    }
-    given = {condition: value for condition, value in conditions.items() if value is not None}
-    return list(given), list(given.values())
-
-
-def _where(conditions: list[str]) -> str:
-    return f" WHERE {' AND '.join(conditions)}" if conditions else ""
-
-
-def _counts(db: sqlite3.Connection, filters: Filters) -> tuple[dict[str, int], bool]:
-    """Of each status, under the filters other than status; and whether only the newest tasks were looked at."""
-    kept = {(status, priority): tasks for status, priority, tasks in db.execute(COUNTS)}
-    others = Filters(
-        None, filters.kind, filters.priority, filters.label, filters.text, filters.created_after, filters.created_before
-    )
-    where, values = _conditions(others)
-    if not where:
-        return {s: sum(n for (status, _), n in kept.items() if status == s) for s in map(str, Status)}, False
-    rows = db.execute(
-        f"SELECT status, count(*) FROM (SELECT * FROM tasks ORDER BY seq DESC LIMIT {EXACT_COUNTS})"
-        f"{_where(where)} GROUP BY status",
-        values,
-    )
-    found = dict(rows.fetchall())
-    return {status: found.get(status, 0) for status in map(str, Status)}, sum(kept.values()) > EXACT_COUNTS
 
 
 def _stats(db: sqlite3.Connection, now: int) -> Stats:
