@@ -16,7 +16,7 @@ from test_server import environment, wire
 
 from taskorch.app import App, running
 from taskorch.calls.aliases import understood
-from taskorch.calls.service import WORKER
+from taskorch.calls.service import CORE, WORKER
 from taskorch.domain.outside import PAYLOAD_BYTES
 from taskorch.domain.task import RESULT_BYTES, Status
 from taskorch.mcp.server import INSTRUCTIONS, WORKERS
@@ -85,7 +85,11 @@ def fence(task: Facts) -> Facts:
 
 async def test_they_are_offered_where_they_are_switched_on(client: Client) -> None:
     tools = (await client.list_tools()).tools
-    assert [tool.name for tool in tools] == list(offered({WORKER})) == list(TOOLS)
+    assert (
+        [tool.name for tool in tools]
+        == list(offered({WORKER}))
+        == [name for name, tool in TOOLS.items() if tool.toolset in (CORE, WORKER)]
+    )
     assert [tool.name for tool in tools][-4:] == OURS
     for tool in tools[-4:]:
         assert tool.title and tool.description and tool.annotations
@@ -123,14 +127,14 @@ async def test_what_waits_for_workers_is_seen_and_cancelled_where_they_are_switc
 def test_core_is_always_on(value: str, tmp_path: Path) -> None:
     assert settings(tmp_path, toolsets=value).toolsets == value
     names = {part.strip() for part in value.split(",")}
-    assert offered(names).keys() == TOOLS.keys()
+    assert offered(names).keys() == {name for name, tool in TOOLS.items() if tool.toolset in (CORE, WORKER)}
 
 
 def test_an_unknown_toolset_is_refused_in_one_line_at_the_start(tmp_path: Path) -> None:
     given = {**os.environ, **environment(tmp_path), "TASKORCH_TOOLSETS": "core,wroker"}
     done = subprocess.run([sys.executable, "-m", "taskorch"], env=given, input="", capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "'wroker' is no toolset; use core or worker" in done.stderr and "TOOLSETS" in done.stderr.upper()
+    assert "'wroker' is no toolset; use core or worker or board" in done.stderr and "TOOLSETS" in done.stderr.upper()
 
 
 async def test_on_the_wire_all_tools_take_ten_kibibytes(tmp_path: Path, era: str, monkeypatch: Any) -> None:

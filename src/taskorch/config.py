@@ -17,7 +17,7 @@ from taskorch.work.policy import parts
 
 PREFIX = "TASKORCH_"
 TABLES = frozenset({"recipes"})  # what only config.toml can say
-TOOLSETS = ("core", "worker")
+TOOLSETS = ("core", "worker", "board")
 GIVEN_BY_US = {"TASKORCH_TASK_ID", "TASKORCH_ATTEMPT", "TASKORCH_IDEMPOTENCY_KEY", "TASKORCH_WITHIN"}  # no settings
 
 
@@ -87,7 +87,9 @@ class Settings(BaseModel):
     ] = None
     handlers: Annotated[str, Field(description="Python modules with handlers, comma-separated")] = ""
     toolsets: Annotated[
-        str, AfterValidator(_toolsets), Field(description="core, and worker for outside workers, comma-separated")
+        str,
+        AfterValidator(_toolsets),
+        Field(description="core, worker for outside workers, board for hosts that show pages, comma-separated"),
     ] = "core"
     timeout_seconds: Annotated[float, Field(gt=0, le=86_400, description="default limit of one attempt")] = 3600
     command_max_attempts: Annotated[int, Field(ge=1, le=100, description="default starts of a command")] = 1

@@ -67,9 +67,8 @@ async def list_tasks(service: Service, call: Call, a: args.ListTasks) -> Reply:
         created_after=a.created_after,
         created_before=a.created_before,
     )
-    page = await service.queries.page(filters, a.limit, _seq(a.cursor))
-    cursor = None if page.next_seq is None else f"c{page.next_seq}"
-    return list_reply(page, cursor, await service.view())
+    page = await service.queries.page(filters, a.limit, read_cursor(a.cursor))
+    return list_reply(page, cursor(page.next_seq), await service.view())
 
 
 async def get_task(service: Service, call: Call, a: args.GetTask) -> Reply:
@@ -257,11 +256,17 @@ def _check_wait(service: Service, name: str, seconds: float) -> None:
         )
 
 
-def _seq(cursor: str | None) -> int | None:
+def cursor(seq: int | None) -> str | None:
+    """Where the next page begins, as a client gives it back; None after the last one."""
+    return None if seq is None else f"c{seq}"
+
+
+def read_cursor(cursor: str | None) -> int | None:
+    """Before which place a page begins, None for the first one. Raises InvalidInput."""
     if cursor is None:
         return None
     if not CURSOR.fullmatch(cursor):
         raise InvalidInput(
-            f"cursor {shown(cursor)} is not one of list_tasks; leave it out to begin with the newest task."
+            f"cursor {shown(cursor)} is none that was given; leave it out to begin with the newest task."
         )
     return int(cursor[1:])

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Set
 
 from taskorch.domain.errors import InvalidInput, shown, snake_case
 
@@ -30,6 +30,10 @@ POLICY = 'Write retry={"on_exit": [1, 75], "first_delay_seconds": 5}, of which e
 NO_WORKERS = (
     "Claiming tasks is for outside workers: the user switches that on by TASKORCH_TOOLSETS=core,worker in the "
     'environment of taskorch. Kinds like "command" are run by the server itself.'
+)
+NO_BOARD = (
+    "The user switches the board on by TASKORCH_TOOLSETS=core,board in the environment of taskorch. Call get_stats for "
+    "numbers, list_tasks for tasks."
 )
 FOR_AGENTS = (
     "A task runs a program or a Python handler, no model. get_stats lists the kinds; if one is outside, write "
@@ -133,6 +137,7 @@ TOOLS = {
     "wait_for_tasks": "wait await join sleep block",
     "get_task_output": "output log logs tail stdout stderr cat",
     "get_stats": "stats statistics health metrics summary dashboard ping",
+    "show_board": "board board_data kanban",
     "claim_task": """acquire acquire_task take take_task next next_task get_next_task fetch_next_task pull pop dequeue
         lease reserve checkout claim_next claim_tasks""",
     "heartbeat_task": "heartbeat keepalive keep_alive extend extend_claim renew report_progress update_progress touch",
@@ -154,13 +159,14 @@ def refuse_wishes(tool: str, names: Collection[str]) -> None:
         raise InvalidInput(f"Unknown argument {shown(min(names))}. get_stats takes no arguments.")
 
 
-def unknown_tool(name: str, known: Collection[str]) -> str:
+def unknown_tool(name: str, known: Set[str]) -> str:
     """The sentence for a tool that is none: what was meant, else what there is."""
     bare = re.split(r"__|[.:/]", name[-100:])[-1]
     snake = snake_case(bare).removeprefix("taskorch_")
     exact = [tool for tool in TOOLS if snake in (tool, *TOOLS[tool].split())]
-    if exact and not (exact := [tool for tool in exact if tool in known]):
-        return f"Unknown tool: {shown(name)}. {NO_WORKERS}"
+    if exact and not known & set(exact):
+        return f"Unknown tool: {shown(name)}. {NO_BOARD if exact == ['show_board'] else NO_WORKERS}"
+    exact = [tool for tool in exact if tool in known]
     near = exact + difflib.get_close_matches(snake, known, n=1, cutoff=0.88)
     near += [tool for tool in ORDER if tool in known and set(snake.split("_")) & set(TOOLS[tool].split())]
     near += difflib.get_close_matches(snake, known, n=1, cutoff=0.6)

@@ -16,11 +16,12 @@ from taskorch.domain.kind import Kind
 from taskorch.domain.task import HIDDEN, OnServerExit, Status, Task
 from taskorch.storage.ids import FULL_ID, undressed
 from taskorch.storage.outside import OutsideStore
-from taskorch.storage.queries import Queries, Situation
+from taskorch.storage.queries import Queries
+from taskorch.storage.situation import Situation
 from taskorch.storage.store import Change, Store
 from taskorch.work import output
 
-CORE, WORKER = "core", "worker"  # toolsets; every server has the first
+CORE, WORKER, BOARD = "core", "worker", "board"  # toolsets; every server has the first
 TELL_SECONDS = 5.0  # how often a wait says that it still waits
 TELL_PAUSE_SECONDS = 1.0  # and it says so no more often, however much happens
 
@@ -61,14 +62,15 @@ class Service:
 
     async def view(self, tasks: Sequence[Task] = ()) -> View:
         """What replies need to know of this moment, to tell of these tasks why they wait."""
-        return self._view(await self.queries.situation([task for task in tasks if task.blocked or task.held]))
+        return self.view_of(await self.queries.situation([task for task in tasks if task.blocked or task.held]))
 
     async def seen(self, reference: str) -> tuple[Task, View]:
         """The task that is meant, and what a reply needs to tell of it. Raises NotFound, InvalidInput."""
         task, now = await self.queries.seen(reference)
-        return task, self._view(now)
+        return task, self.view_of(now)
 
-    def _view(self, now: Situation) -> View:
+    def view_of(self, now: Situation) -> View:
+        """The same of what has been read with the tasks."""
         return View(self.store.now(), now.kinds, self.wait_cap_seconds, now.waits)
 
     def shown(self, task: Task) -> Mapping[str, Any]:

@@ -17,11 +17,12 @@ from mcp.shared.exceptions import MCPError
 from taskorch.calls.health import stats_reply
 from taskorch.calls.history import full_reply
 from taskorch.calls.replies import list_reply, output_reply
-from taskorch.calls.service import Service
+from taskorch.calls.service import BOARD, Service
 from taskorch.calls.wording import Facts, clean_text, iso, present, visible
 from taskorch.domain.errors import NotFound, StoreError, shown
 from taskorch.domain.kind import Kind
 from taskorch.domain.task import Status, Task
+from taskorch.mcp import apps
 from taskorch.storage.ids import FULL_ID
 from taskorch.storage.listing import Filters
 from taskorch.storage.rows import dumps
@@ -79,7 +80,8 @@ class Resources:
             mt.Resource(uri=uri, name=title, title=title, description=text, mime_type="application/json")
             for uri, title, text in STATIC
         ]
-        return mt.ListResourcesResult(resources=static + [_listed(task) for task in tasks])
+        pages = [apps.RESOURCE] if BOARD in self._service.toolsets else []
+        return mt.ListResourcesResult(resources=static + pages + [_listed(task) for task in tasks])
 
     async def templates(self, ctx: Ctx, params: mt.PaginatedRequestParams | None) -> mt.ListResourceTemplatesResult:
         templates = [
@@ -90,6 +92,8 @@ class Resources:
 
     async def read(self, ctx: Ctx, params: mt.ReadResourceRequestParams) -> mt.ReadResourceResult:
         uri = str(params.uri)
+        if uri == apps.RESOURCE.uri and BOARD in self._service.toolsets:
+            return mt.ReadResourceResult(contents=[apps.contents()])
         try:
             mime_type, text = await self._content(uri)
         except NotFound:

@@ -18,10 +18,11 @@ from taskorch.calls.actions import Call
 from taskorch.calls.advice import unknown_tool
 from taskorch.calls.arguments import schema
 from taskorch.calls.replies import Reply
-from taskorch.calls.service import WORKER, Service
+from taskorch.calls.service import BOARD, WORKER, Service
 from taskorch.calls.wording import clean_text, visible, visible_line
 from taskorch.domain.errors import TaskError
 from taskorch.domain.task import TOOL
+from taskorch.mcp import apps
 from taskorch.mcp.confirmation import FirstRound, confirmed
 from taskorch.mcp.prompts import Prompts
 from taskorch.mcp.resources import Resources
@@ -78,7 +79,7 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
 
     async def on_call_tool(ctx: Ctx, params: mt.CallToolRequestParams) -> mt.CallToolResult | mt.InputRequiredResult:
         if params.name not in known:
-            raise MCPError(mt.INVALID_PARAMS, clean_text(unknown_tool(params.name, known)))
+            raise MCPError(mt.INVALID_PARAMS, clean_text(unknown_tool(params.name, known.keys())))
         try:
             return result_of(await call_tool(service, _call(ctx, params), params.name, params.arguments or {}))
         except FirstRound as question:
@@ -117,6 +118,8 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
             "prompts/list": CacheHint(STATIC_MS, "public"),
         },
     )
+    if BOARD in service.toolsets:
+        server.extensions[apps.EXTENSION] = {}
     server.middleware.append(_sealing())
     return server
 
@@ -180,6 +183,7 @@ def _describe(name: str, tool: Tool) -> mt.Tool:
             idempotent_hint=tool.idempotent,
             open_world_hint=tool.open_world,
         ),
+        _meta=apps.belonging(tool.page) if tool.page else None,
     )
 
 

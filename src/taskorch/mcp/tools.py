@@ -4,22 +4,23 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from taskorch.calls import actions, batch, outside
+from taskorch.calls import actions, batch, board, outside
 from taskorch.calls import arguments as args
 from taskorch.calls import outside_arguments as outside_args
 from taskorch.calls.actions import Call
 from taskorch.calls.advice import refuse_wishes
 from taskorch.calls.aliases import understood
 from taskorch.calls.replies import Reply
-from taskorch.calls.service import CORE, WORKER, Service
+from taskorch.calls.service import BOARD, CORE, WORKER, Service
 from taskorch.domain.errors import InvalidInput
+from taskorch.mcp.apps import Caller
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
     """`read_only`, `destructive`, `idempotent`, `open_world`: the protocol's hints, all four said on purpose.
 
-    `toolset`: what switches it on.
+    `toolset`: what switches it on. `page`: for tools of the board, who may call them.
     """
 
     run: Callable[[Service, Call, Any], Awaitable[Reply]]
@@ -31,6 +32,7 @@ class Tool:
     idempotent: bool = False
     open_world: bool = False
     toolset: str = CORE
+    page: Collection[Caller] = ()
 
 
 TOOLS: Mapping[str, Tool] = {
@@ -156,6 +158,26 @@ TOOLS: Mapping[str, Tool] = {
         "Say that it could not be done: tried again while attempts are left.",
         idempotent=True,
         toolset=WORKER,
+    ),
+    "show_board": Tool(
+        board.show_board,
+        board.ShowBoard,
+        "Show board",
+        "Show the user all tasks live, on a page. For yourself call list_tasks.",
+        read_only=True,
+        idempotent=True,
+        toolset=BOARD,
+        page=("model", "app"),
+    ),
+    "board_data": Tool(
+        board.board_data,
+        board.BoardData,
+        "Board data",
+        "For the board's page only.",
+        read_only=True,
+        idempotent=True,
+        toolset=BOARD,
+        page=("app",),
     ),
 }
 

@@ -48,7 +48,7 @@ def page(db: sqlite3.Connection, filters: Filters, limit: int, before_seq: int |
         (*values, *([before_seq] if before_seq is not None else []), limit + 1),
     ).fetchall()
     tasks = [from_row(row) for row in rows[:limit]]
-    counts, partial = _counts(db, filters)
+    counts, partial = counted(db, filters)
     return Page(tasks, counts, partial, tasks[-1].seq if len(rows) > limit else None)
 
 
@@ -72,7 +72,7 @@ def _where(conditions: list[str]) -> str:
     return f" WHERE {' AND '.join(conditions)}" if conditions else ""
 
 
-def _counts(db: sqlite3.Connection, filters: Filters) -> tuple[dict[str, int], bool]:
+def counted(db: sqlite3.Connection, filters: Filters) -> tuple[dict[str, int], bool]:
     """Of each status, under the filters other than status; and whether only the newest tasks were looked at."""
     kept = {(status, priority): tasks for status, priority, tasks in db.execute(COUNTS)}
     others = Filters(

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskorch.domain.task import Priority, Status, Task
-from taskorch.storage import firings
+from taskorch.storage import firings, overview
 from taskorch.storage.claims import IN_TIME
 from taskorch.storage.database import Database
-from taskorch.storage.dependencies import Waits, waits
 from taskorch.storage.finding import NEWEST_NAMES, find
 from taskorch.storage.limits import Full, Limits, full
 from taskorch.storage.listing import COUNTS, EXACT_COUNTS, Filters, Page, page
 from taskorch.storage.lives import Life, number, recall
-from taskorch.storage.rows import BY_ID, SELECT, from_row, load
+from taskorch.storage.overview import Mark, Overview
+from taskorch.storage.rows import BY_ID, SELECT, from_row, load, records
 from taskorch.storage.servers import Server, noted
+from taskorch.storage.situation import Situation, situation
 
 HISTORY_ROWS = 50
 WINDOW_MS = 24 * 3_600_000
@@ -36,7 +37,6 @@ DEPENDS_ON = """SELECT p.id, p.name, p.status, d.on_failure FROM dependencies d 
 DEPENDENTS = """SELECT c.id, c.name, c.status FROM dependencies d JOIN tasks c ON c.seq = d.child
   WHERE d.parent = ? ORDER BY c.seq LIMIT ?"""
 PARENT_IDS = "SELECT p.id FROM dependencies d JOIN tasks p ON p.seq = d.parent WHERE d.child = ?"
-RUNNABLE = "SELECT DISTINCT value FROM servers, json_each(servers.kinds)"
 SERVERS = "SELECT id, uuid, pid, started_at, version FROM servers ORDER BY id"
 # The columns are named within, too: of `*` SQLite copies all, which takes three times as long.
 RECENT_ENDS = f"""SELECT status, started_at, finished_at FROM
@@ -63,14 +63,6 @@ class History:
     dependents: Sequence[dict[str, Any]] = ()
     firings: Sequence[dict[str, Any]] = ()
     schedule: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """`kinds`: what the noted servers can run. `waits`: what blocked and held tasks wait for, by their ids."""
-
-    kinds: Collection[str]
-    waits: Mapping[str, Waits | Full]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +116,7 @@ class Queries:
 
         def seen(db: sqlite3.Connection) -> tuple[Task, Situation]:
             task = find(db, reference, True)
-            return task, _situation(db, [task], self._limits)
+            return task, situation(db, [task], self._limits)
 
         return await self._database.read(seen)
 
@@ -132,10 +124,18 @@ class Queries:
         """A page of tasks, newest first, and how many there are of each status under the other filters."""
         return await self._database.read(lambda db: page(db, filters, limit, before_seq))
 
+    async def overview(self, filters: Filters, limit: int, before_seq: int | None, now: int) -> Overview:
+        """A page of tasks with what stands around them, newest first; with the first page what works, however old."""
+        return await self._database.read(lambda db: overview.first(db, filters, self._limits, limit, before_seq, now))
+
+    async def changes(self, filters: Filters, mark: Mark, now: int) -> Overview:
+        """What has changed since somebody had such an overview, or a word that all is to be loaded anew."""
+        return await self._database.read(lambda db: overview.since(db, filters, self._limits, mark, now))
+
     async def history(self, task: Task) -> History:
         def history(db: sqlite3.Connection) -> History:
             attempts, events, depends_on, dependents = (
-                _records(db, rows, (task.seq, HISTORY_ROWS)) for rows in (ATTEMPTS, EVENTS, DEPENDS_ON, DEPENDENTS)
+                records(db, rows, (task.seq, HISTORY_ROWS)) for rows in (ATTEMPTS, EVENTS, DEPENDS_ON, DEPENDENTS)
             )
             fired = firings.latest(db, task) if task.schedule else ()
             return History(attempts[::-1], events[::-1], depends_on, dependents, fired, firings.creator(db, task))
@@ -144,7 +144,7 @@ class Queries:
 
     async def situation(self, tasks: Sequence[Task]) -> Situation:
         """What tells why these tasks wait."""
-        return await self._database.read(lambda db: _situation(db, tasks, self._limits))
+        return await self._database.read(lambda db: situation(db, tasks, self._limits))
 
     async def limit(self, concurrency_key: str) -> Full:
         """What uses up the limit of that key."""
@@ -156,7 +156,7 @@ class Queries:
 
     async def attempt(self, task: Task, number: int) -> dict[str, Any]:
         """What its history says of one attempt, whatever has come after it; empty when there is none."""
-        rows = await self._database.read(lambda db: _records(db, ATTEMPT, (task.seq, number)))
+        rows = await self._database.read(lambda db: records(db, ATTEMPT, (task.seq, number)))
         return rows[0] if rows else {}
 
     async def servers(self) -> list[Server]:
@@ -194,12 +194,6 @@ class Queries:
         return await self._database.read(suggest_ids)
 
 
-def _situation(db: sqlite3.Connection, tasks: Sequence[Task], limits: Limits) -> Situation:
-    held = [(task.id, task.concurrency_key) for task in tasks if task.held]
-    used_up = {task_id: full(db, key, limits) for task_id, key in held if key}
-    return Situation({row[0] for row in db.execute(RUNNABLE)}, {**waits(db, tasks), **used_up})
-
-
 def _stats(db: sqlite3.Connection, now: int) -> Stats:
     kept: Mapping[tuple[str, int], int] = {(status, priority): n for status, priority, n in db.execute(COUNTS)}
 
@@ -213,15 +207,9 @@ def _stats(db: sqlite3.Connection, now: int) -> Stats:
         ready=one(READY_COUNT),
         oldest_ready_at=one(OLDEST_READY),
         next_run_at=one(NEXT_RUN),
-        servers=_records(db, SERVERS, ()),
+        servers=records(db, SERVERS, ()),
         database_bytes=one(PAGES),
     )
-
-
-def _records(db: sqlite3.Connection, sql: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
-    cursor = db.execute(sql, values)
-    names = [column[0] for column in cursor.description]
-    return [dict(zip(names, row, strict=True)) for row in cursor]
 
 
 def past_retention(db: sqlite3.Connection, after: int, cutoffs: tuple[int, int]) -> tuple[list[Task], int | None]:

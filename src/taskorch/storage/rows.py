@@ -104,6 +104,13 @@ def as_stored(connection: sqlite3.Connection, tasks: Sequence[Task]) -> list[Tas
     return [from_row(row) if row else task for row, task in zip(rows, tasks, strict=True)]
 
 
+def records(db: sqlite3.Connection, sql: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """What a statement finds, each row by the names of its columns."""
+    cursor = db.execute(sql, values)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
 def held(tx: Transaction, task: Task) -> Task | None:
     """The row of an attempt as it is now, or None when (attempt, owner) is no longer the one that holds it."""
     row = tx.execute(BY_SEQ, (task.seq, task.id)).fetchone()
