@@ -1,1 +1,1 @@
-"""Figures for docs/performance.md: what taskorch does beside the limit of SQLite and beside other queues."""
+"""Figures for docs/explanation/performance.md: taskorch beside the limit of SQLite and beside other queues."""

@@ -1,8 +1,9 @@
-"""Measures taskorch beside the limit of SQLite and beside other queues, in interleaved rounds, and prints Markdown.
+r"""Measures taskorch beside the limit of SQLite and beside other queues, in interleaved rounds, and prints Markdown.
 
     python -m benchmarks                            everything, 3 rounds, about 15 minutes
     python -m benchmarks --quick --only create,drain
-    python -m benchmarks --save docs/performance.json --plots docs/images --write docs/performance.md
+    python -m benchmarks --save docs/explanation/performance.json --plots docs/images \
+        --write docs/explanation/performance.md
 
 Queues of others are installed, at pinned versions, into environments in a cache; what cannot be is named with the
 reason.

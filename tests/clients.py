@@ -85,7 +85,7 @@ def refusal(result: CallToolResult) -> str:
 
 
 def check_task(reply: Answer) -> Facts:
-    """Both forms of a reply about one task say what docs/replies.md promises; its facts."""
+    """Both forms of a reply about one task say what docs/reference/replies.md promises; its facts."""
     facts = reply.facts
     required = {"id", "kind", "status", "priority", "attempt", "max_attempts", "created_at", "version"}
     optional = {"name", "phase", "waits_for", "progress", "result", "result_bytes", "error", "run_at"}

@@ -19,7 +19,7 @@ from taskorch.cli.main import cli
 from taskorch.config import variables
 
 ROOT = Path(__file__).parents[1]
-REFERENCE = (ROOT / "docs" / "cli.md").read_text()
+REFERENCE = (ROOT / "docs" / "reference" / "cli.md").read_text()
 SKILL = (ROOT / "examples" / "skill" / "SKILL.md").read_text()
 UNIT = ROOT / "examples" / "taskorch-worker.service"
 PLIST = ROOT / "examples" / "taskorch-worker.plist"

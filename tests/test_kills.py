@@ -16,7 +16,7 @@ from taskorch.storage import schema
 
 ROOT = Path(__file__).parents[1]
 TASK = "t0000000000000001"
-KILLS = 100  # docs/reliability.md has the long runs
+KILLS = 100  # docs/explanation/reliability.md has the long runs
 SERVER = 7  # a server's pid
 ROW = Row(TASK, "work", "completed", 1, 3, 0, None, {"by": f"{TASK}/1"}, None)
 GOOD = (

@@ -235,7 +235,7 @@ def test_the_readme_has_a_row_for_each_setting_and_no_other() -> None:
 @pytest.mark.parametrize(("table", "keys"), [("argv", Recipe), ("type", Slot)])
 def test_the_document_of_recipes_has_a_row_for_each_key_and_no_other(table: str, keys: type[Table]) -> None:
     """Its tables begin with `argv` and `type`, and one row may have two keys."""
-    told = [re.findall("`([a-z_]+)`", row[0]) for row in rows("docs/recipes.md")]
+    told = [re.findall("`([a-z_]+)`", row[0]) for row in rows("docs/how-to/recipes.md")]
     first = told.index([table])
     own = told[first : told.index([], first) if [] in told[first:] else None]
     assert sorted(name for names in own for name in names) == sorted(keys.model_fields)
@@ -255,18 +255,20 @@ def test_the_readme_tells_the_defaults_of_the_settings() -> None:
 def test_the_document_of_statuses_has_every_move_and_no_other() -> None:
     told = {
         row[0]: {word for word in re.split(r",\s*", row[1]) if word}
-        for row in rows("docs/statuses.md")
+        for row in rows("docs/reference/statuses.md")
         if row[0] in list(Status)
     }
     assert told == {str(status): set(map(str, moves)) for status, moves in MOVES.items()}
 
 
 def test_the_document_of_statuses_explains_every_phase() -> None:
-    assert set(map(str, Phase)) <= {row[0] for row in rows("docs/statuses.md")}
+    assert set(map(str, Phase)) <= {row[0] for row in rows("docs/reference/statuses.md")}
 
 
 def test_the_document_of_retries_has_every_part_of_a_policy_with_its_default() -> None:
-    told = {row[0].strip("`"): row[2] for row in rows("docs/retries.md") if len(row) == 4 and row[0].startswith("`")}
+    told = {
+        row[0].strip("`"): row[2] for row in rows("docs/how-to/retries.md") if len(row) == 4 and row[0].startswith("`")
+    }
     assert told.keys() == RetryWish.model_fields.keys()
     numbers = {name: float(word) for name, word in told.items() if word.isdigit()}
     assert numbers == {name: getattr(Retry(), name) for name in ("first_delay_seconds", "factor", "max_delay_seconds")}

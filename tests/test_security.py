@@ -1,4 +1,4 @@
-"""What a hostile text, a hostile file or a careless task cannot do. docs/security.md has the promises."""
+"""What a hostile text, a hostile file or a careless task cannot do. docs/explanation/security.md has the promises."""
 
 import ast
 import io
@@ -66,7 +66,7 @@ def texts_in(folder: Path) -> dict[str, bytes]:
 def test_the_document_names_proofs_that_exist() -> None:
     tests = Path(__file__).parent
     there = {name for path in tests.glob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
-    named = re.findall(r"`(test_\w+)`", (tests.parent / "docs" / "security.md").read_text())
+    named = re.findall(r"`(test_\w+)`", (tests.parent / "docs/explanation/security.md").read_text())
     assert len(named) > 30 and set(named) <= there
 
 
@@ -499,7 +499,7 @@ def test_a_value_of_a_tasks_environment_is_stored_and_shown_nowhere(era: str, pl
     assert b"with-secret" in told and CANARY.encode() not in told
     assert CANARY not in server.errors.read_text()
     holders = {name for name, content in texts_in(place.state).items() if CANARY.encode() in content}
-    assert {name.partition("-")[0] for name in holders} == {"taskorch.db"}, "docs/security.md says that it is there"
+    assert {name.partition("-")[0] for name in holders} == {"taskorch.db"}, "docs/explanation/security.md names it"
 
 
 async def test_a_value_of_the_wrong_type_is_refused_without_being_shown(client: Client) -> None:

@@ -1,4 +1,4 @@
-"""Every tool, in both protocol eras: what it does, and that both forms of its reply say what docs/replies.md says."""
+"""Every tool, in both protocol eras: what it does, in both forms that docs/reference/replies.md describes."""
 
 import re
 from datetime import UTC, datetime, timedelta
