@@ -18,6 +18,7 @@ from taskorch.cli.hosts import HostName
 
 SECONDS = 20.0
 PROGRAM = str(Path(sys.executable).with_name("taskorch"))
+BOARD = {"TASKORCH_TOOLSETS": "core,board"}  # where the host can show it
 OTHER = '{\n\t"mcpServers": {\n\t\t"other": {"command":"x", "env": {"TOKEN": "s"}}\n\t},\n\t"theme": "dark"\n}'
 COMMENTED = '{\n  // mine\n  "servers": {},\n}\n'
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -78,15 +79,20 @@ def put(name: str = "cursor", allowed: tuple[str, ...] = (), **variables: str) -
 @pytest.mark.parametrize(
     ("name", "path", "section", "entry"),
     [
-        ("claude-desktop", ".config/Claude/claude_desktop_config.json", "mcpServers", {"command": PROGRAM}),
+        (
+            "claude-desktop",
+            ".config/Claude/claude_desktop_config.json",
+            "mcpServers",
+            {"command": PROGRAM, "env": BOARD},
+        ),
         ("claude-code", ".claude.json", "mcpServers", {"type": "stdio", "command": PROGRAM}),
-        ("cursor", ".cursor/mcp.json", "mcpServers", {"command": PROGRAM}),
-        ("vscode", ".config/Code/User/mcp.json", "servers", {"type": "stdio", "command": PROGRAM}),
+        ("cursor", ".cursor/mcp.json", "mcpServers", {"command": PROGRAM, "env": BOARD}),
+        ("vscode", ".config/Code/User/mcp.json", "servers", {"type": "stdio", "command": PROGRAM, "env": BOARD}),
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="the folders of Linux")
 def test_each_host_is_set_up_in_its_own_file(
-    name: str, path: str, section: str, entry: dict[str, str], run: Run, home: Path
+    name: str, path: str, section: str, entry: dict[str, Any], run: Run, home: Path
 ) -> None:
     result = run("install", name, "--yes")
     assert result.returncode == 0, result.stderr
@@ -116,6 +122,13 @@ def test_claude_desktop_has_no_project(run: Run, home: Path) -> None:
     assert "no file for a project" in result.stderr
 
 
+def test_who_set_the_tools_keeps_them(home: Path) -> None:
+    """The board among them or not; hosts that cannot show it are not given it."""
+    assert put(TASKORCH_TOOLSETS="core,worker")["env"] == {"TASKORCH_TOOLSETS": "core,worker"}
+    assert put()["env"] == {"TASKORCH_TOOLSETS": "core,worker"}
+    assert "env" not in put("claude-code")
+
+
 # The rest of the file.
 
 
@@ -123,9 +136,10 @@ def test_the_change_is_shown_and_the_rest_of_the_file_stays(run: Run, home: Path
     path = config(home)
     path.chmod(0o640)
     result = run("install", "cursor", "--yes")
-    added = ',\n\t\t"taskorch": {\n\t\t\t"command": "' + PROGRAM + '"\n\t\t}\n\t},'
+    env = '\t\t\t"env": {\n\t\t\t\t"TASKORCH_TOOLSETS": "core,board"\n\t\t\t}'
+    added = ',\n\t\t"taskorch": {\n\t\t\t"command": "' + PROGRAM + '",\n' + env + "\n\t\t}\n\t},"
     assert path.read_text() == OTHER.replace("\n\t},", added)
-    assert f'+\t\t\t"command": "{PROGRAM}"' in result.stdout.splitlines()
+    assert f'+\t\t\t"command": "{PROGRAM}",' in result.stdout.splitlines()
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     (copy,) = [other for other in path.parent.iterdir() if other != path]
     assert copy.read_text() == OTHER and str(copy) in result.stdout
@@ -153,7 +167,7 @@ def test_what_a_person_wrote_into_the_entry_stays(home: Path) -> None:
     assert put(allowed=("git", "make"), TASKORCH_GRACE_SECONDS="2") == {
         "command": PROGRAM,
         "args": ["--concurrency", "3"],
-        "env": {"TASKORCH_ALLOW_COMMANDS": "make,git", "A": "b", "TASKORCH_GRACE_SECONDS": "2"},
+        "env": {"TASKORCH_ALLOW_COMMANDS": "make,git", "A": "b", "TASKORCH_GRACE_SECONDS": "2"} | BOARD,
         "alwaysLoad": True,
     }
 
@@ -193,8 +207,10 @@ def test_a_file_on_one_line_is_shown_laid_out(home: Path) -> None:
     text = json.dumps({"mcpServers": {"other": {"command": "x" * 500}}})
     config(home, text=text)
     plan = install.plan(HostName.CURSOR, None, {}, ())
-    assert f'+      "command": "{PROGRAM}"' in list(install.difference(plan))
-    assert plan.after.decode() == text[:-2] + f', "taskorch": {{"command": "{PROGRAM}"}}}}}}'
+    assert f'+      "command": "{PROGRAM}",' in list(install.difference(plan))
+    assert (
+        plan.after.decode() == text[:-2] + f', "taskorch": {{"command": "{PROGRAM}", "env": {json.dumps(BOARD)}}}}}}}'
+    )
 
 
 # Asking.
@@ -231,7 +247,7 @@ def test_printing_writes_nothing(run: Run, home: Path) -> None:
     before = files(home)
     result = run("install", "cursor", "--print", "--yes", "--allow-command", "git")
     assert (result.returncode, files(home)) == (0, before)
-    entry = {"command": PROGRAM, "env": {"TASKORCH_ALLOW_COMMANDS": "git"}}
+    entry = {"command": PROGRAM, "env": {"TASKORCH_ALLOW_COMMANDS": "git"} | BOARD}
     assert json.loads(result.stdout) == {"mcpServers": {"taskorch": entry}}
     assert str(home / ".cursor" / "mcp.json") in result.stderr
 
@@ -262,7 +278,7 @@ def test_a_file_that_cannot_be_changed_safely_is_left_and_the_entry_is_given(
 
 
 def test_a_file_with_comments_that_is_right_already_is_left_in_peace(run: Run, home: Path) -> None:
-    entry = json.dumps({"type": "stdio", "command": PROGRAM})
+    entry = json.dumps({"type": "stdio", "command": PROGRAM, "env": BOARD})
     path = config(home, "vscode", COMMENTED.replace("{}", f'{{"taskorch": {entry}}}'))
     assert run("install", "vscode").returncode == 0
     result = run("install", "vscode", "--remove", "--yes")
@@ -325,7 +341,7 @@ def test_a_wrong_option_is_refused_before_anything_is_read(options: list[str], s
 def test_options_before_the_word_go_into_the_entry(run: Run, home: Path) -> None:
     run("--concurrency", "3", "--state-dir", "state", "install", "cursor", "--yes", "--env", "A=b=c")
     entry = json.loads((home / ".cursor" / "mcp.json").read_text())["mcpServers"]["taskorch"]
-    expected = {"TASKORCH_CONCURRENCY": "3", "TASKORCH_STATE_DIR": str(home / "state"), "A": "b=c"}
+    expected = {"TASKORCH_CONCURRENCY": "3", "TASKORCH_STATE_DIR": str(home / "state"), "A": "b=c"} | BOARD
     assert entry["env"] == expected
 
 
@@ -335,8 +351,8 @@ def test_options_before_the_word_go_into_the_entry(run: Run, home: Path) -> None
 def test_a_python_without_the_command_starts_the_module(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(home / "python"))
     assert hosts.program() == [str(home / "python"), "-m", "taskorch"]
-    assert put() == {"command": str(home / "python"), "args": ["-m", "taskorch"]}
-    assert put() == {"command": str(home / "python"), "args": ["-m", "taskorch"]}
+    assert put() == {"command": str(home / "python"), "args": ["-m", "taskorch"], "env": BOARD}
+    assert put() == {"command": str(home / "python"), "args": ["-m", "taskorch"], "env": BOARD}
 
 
 @pytest.mark.parametrize(

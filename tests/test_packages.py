@@ -36,6 +36,7 @@ SOURCE = ROOT / "src" / "taskorch"
 CACHE = user_cache_path("taskorch") / "peers"
 UV = "uv==0.13.9"
 CORE = [name for name, tool in TOOLS.items() if tool.toolset == "core"]
+WITH_BOARD = [*CORE, "show_board", "board_data"]
 SECONDS = 120  # installing, at first
 NEVER = re.compile(r"__pycache__|\.pyc$|\.venv|\.(pytest|ruff)_cache|\.hypothesis|egg-info|node_modules|^dist/|\.db")
 MADE = ("__pycache__/x.cpython-311.pyc", ".pytest_cache/README.md", ".venv/bin/python", "y.pyc", "node_modules/z.js")
@@ -155,13 +156,13 @@ def test_there_is_one_version() -> None:
 
 
 def test_the_bundle_offers_the_tools_and_no_others() -> None:
-    assert sorted(tool["name"] for tool in MANIFEST["tools"]) == sorted(CORE)
+    assert sorted(tool["name"] for tool in MANIFEST["tools"]) == sorted([*CORE, "show_board"])
     assert all(tool["description"] for tool in MANIFEST["tools"])
 
 
 def test_what_a_person_fills_in_becomes_settings() -> None:
     handed_on = {PREFIX + name.upper(): f"${{user_config.{name}}}" for name in MANIFEST["user_config"]}
-    assert MANIFEST["server"]["mcp_config"]["env"] == handed_on
+    assert MANIFEST["server"]["mcp_config"]["env"] == handed_on | {"TASKORCH_TOOLSETS": "core,board"}
     assert handed_on.keys() <= variables()
     assert all(field["title"] and field["description"] for field in MANIFEST["user_config"].values())
 
@@ -229,12 +230,12 @@ def run(*command: str | Path, env: dict[str, str], cwd: Path) -> str:
     return done.stdout
 
 
-async def use(server: StdioServerParameters) -> CallToolResult:
-    """List the tools and have a command run, as a host would; what came of it."""
+async def use(server: StdioServerParameters, tools: list[str] = CORE) -> CallToolResult:
+    """List the tools, which must be these, and have a command run, as a host would; what came of it."""
     with anyio.fail_after(SECONDS):
         async with Client(server) as client:
             assert client.server_info and client.server_info.version == __version__
-            assert [tool.name for tool in (await client.list_tools()).tools] == CORE
+            assert [tool.name for tool in (await client.list_tools()).tools] == tools
             arguments = {"payload": {"argv": ["echo", "hello"]}, "wait_seconds": 20}
             return await client.call_tool("create_task", arguments)
 
@@ -293,9 +294,9 @@ async def test_the_bundle_is_valid_and_runs_with_what_was_filled_in(tmp_path: Pa
         return StdioServerParameters(command=config["command"], args=config["args"], env=given, cwd=tmp_path)
 
     form = {"state_dir": str(state), "allow_commands": "echo", "allow_dirs": str(tmp_path), "concurrency": 2}
-    assert completed(await use(filled_in(form)))
+    assert completed(await use(filled_in(form), WITH_BOARD))
     assert (state / "taskorch.db").exists()
-    refused = await use(filled_in({}, UV_OFFLINE="1"))  # only the first start needs the network
+    refused = await use(filled_in({}, UV_OFFLINE="1"), WITH_BOARD)  # only the first start needs the network
     assert refused.is_error and "TASKORCH_ALLOW_COMMANDS" in str(refused.content)
     assert user_state(tmp_path).exists()
 

@@ -387,8 +387,8 @@ def test_servers_see_at_once_what_is_typed_beside_them(terminal: Terminal, place
 
 
 def test_every_tool_of_servers_has_a_command(prompt: Prompt) -> None:
-    batches_and_outside = {"create_tasks", "claim_task", "heartbeat_task", "complete_task", "fail_task"}
-    assert TOOLS.keys() - batches_and_outside == COMMANDS.keys()
+    others = {"show_board", "board_data", "create_tasks", "claim_task", "heartbeat_task", "complete_task", "fail_task"}
+    assert TOOLS.keys() - others == COMMANDS.keys()
     told_of = prompt.out("--help")
     assert all(re.search(rf"^  {command} ", told_of, re.MULTILINE) for command in COMMANDS.values())
 

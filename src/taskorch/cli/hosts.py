@@ -33,6 +33,7 @@ class Host:
     project: str | None
     section: str
     after: str  # what to do once its file has changed
+    shows_pages: bool  # in the conversation: the board
 
 
 def hosts() -> list[Host]:
@@ -46,6 +47,7 @@ def hosts() -> list[Host]:
             None,
             "mcpServers",
             "Quit Claude Desktop fully and start it again.",
+            True,
         ),
         Host(
             HostName.CLAUDE_CODE,
@@ -54,6 +56,7 @@ def hosts() -> list[Host]:
             ".mcp.json",
             "mcpServers",
             "Start a new session of Claude Code; /mcp shows the server.",
+            False,
         ),
         Host(
             HostName.CURSOR,
@@ -62,6 +65,7 @@ def hosts() -> list[Host]:
             ".cursor/mcp.json",
             "mcpServers",
             "Restart Cursor, or switch the server on in its MCP settings.",
+            True,
         ),
         Host(
             HostName.VSCODE,
@@ -70,6 +74,7 @@ def hosts() -> list[Host]:
             ".vscode/mcp.json",
             "servers",
             'Run "MCP: List Servers" in VS Code to start the server.',
+            True,
         ),
     ]
 

@@ -25,7 +25,7 @@ from taskorch.work.policy import parts
 
 FAILED = 1
 USAGE = 2
-ALLOW = f"{PREFIX}ALLOW_COMMANDS"
+ALLOW, TOOLSETS = f"{PREFIX}ALLOW_COMMANDS", f"{PREFIX}TOOLSETS"
 REMOTE = ("url", "headers")  # of an entry that names a server elsewhere
 LONG_LINE = 300  # a file on one line is shown laid out, to tell what changes in it
 
@@ -77,7 +77,10 @@ def target(name: HostName, project: Path | None) -> tuple[Host, Path]:
 
 
 def entry(host: Host, present: Mapping[str, Any], variables: Mapping[str, str], allowed: Sequence[str]) -> Any:
-    """Our entry: how to start this taskorch. What else stands in the present one is kept: variables, options, more."""
+    """Our entry: how to start this taskorch, with the board where the host can show it.
+
+    What else stands in the present one is kept: variables, options, more.
+    """
     command, *arguments = hosts.program()
     typed = {"type": "stdio"} if host.name in (HostName.CLAUDE_CODE, HostName.VSCODE) else {}
     made = typed | dict(present) | {"command": command, "args": arguments + hosts.own_arguments(present)}
@@ -85,8 +88,9 @@ def entry(host: Host, present: Mapping[str, Any], variables: Mapping[str, str], 
     if "type" in made:
         made["type"] = "stdio"
     kept = present.get("env")
-    env = dict(cast(Mapping[str, Any], kept)) if isinstance(kept, dict) else {}
-    env.update(variables)
+    env = {TOOLSETS: "core,board"} if host.shows_pages else {}
+    env |= cast(Mapping[str, Any], kept) if isinstance(kept, dict) else {}
+    env |= variables
     if allowed:
         named = parts(str(env.get(ALLOW) or ""))
         env[ALLOW] = ",".join(dict.fromkeys(filter(None, [*named, *allowed])))

@@ -27,11 +27,12 @@ REFRESH_MS = 60_000  # so long after everything was loaded the unwatched may hav
 
 MARK = re.compile(r"m(\d{1,15})\.(\d{1,15})\.(\d{1,18})\.(\d{1,10})((?:\.\d{1,18}){0,1000})", re.ASCII)
 NEWEST = "SELECT coalesce(max(seq), 0) FROM tasks"
+# By `+seq` the few rows that work are walked, not all that are older.
 CHANGED = f"""{SELECT} WHERE seq > ? AND (updated_at >= ? OR seq > ?)
-  UNION ALL {SELECT} WHERE status = 'working' AND seq <= ?
+  UNION ALL {SELECT} WHERE status = 'working' AND +seq <= ?
   UNION ALL {SELECT} WHERE seq IN (SELECT value FROM json_each(?))"""
 UNSETTLED_ROWS = f"{SELECT} WHERE seq > ? AND (ready = 1 OR blocked = 1 OR held = 1) ORDER BY seq DESC LIMIT ?"
-BEYOND = "SELECT seq FROM tasks WHERE status = 'working' AND seq <= ? LIMIT 1000"
+BEYOND = "SELECT seq FROM tasks WHERE status = 'working' AND +seq <= ? LIMIT 1000"
 REMOVED = "SELECT id FROM removed WHERE at >= ?"
 ATTEMPTS = """SELECT attempt, started_at, ended_at, outcome, reason FROM attempts
   WHERE task = ? ORDER BY attempt DESC LIMIT ?"""
@@ -153,7 +154,7 @@ def _overview(db: sqlite3.Connection, tasks: Sequence[Task], limits: Limits, mar
 
 def _working_before(db: sqlite3.Connection, filters: Filters, seq: int) -> list[Task]:
     where, values = conditions(filters)
-    older = " AND ".join(["status = 'working'", "seq < ?", *where])
+    older = " AND ".join(["status = 'working'", "+seq < ?", *where])
     return [
         from_row(row) for row in db.execute(f"{SELECT} WHERE {older} ORDER BY seq DESC LIMIT {MOST}", (seq, *values))
     ]
