@@ -25,6 +25,7 @@ COMMANDS: dict[str, list[str] | None] = {
     "install": ["claude-code", "--print"],
     "config": ["show"],
     "add": ["--kind", "echo"],
+    "load": ["examples/pipeline.json"],
     "ls": [],
     "show": ["one"],
     "logs": ["one", "--json"],

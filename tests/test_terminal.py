@@ -65,7 +65,8 @@ def test_all_options_of_add_reach_the_task(prompt: Prompt, place: Place) -> None
     first = prompt.add("-n", "first", "--", "true")
     options = "-n second -p high -l a -l b --depends-on first --on-dependency-failure run --timeout 2m --max-attempts 4"
     others = "--on-server-exit stop --concurrency-key k --expires-at 2999-01-01T00:00:00Z --env A=b=c"
-    task = prompt.add(*options.split(), *others.split(), "--cwd", str(place.folder), "--", "true")
+    policy = '{"on_exit": [75], "first_delay_seconds": 1}'
+    task = prompt.add(*options.split(), *others.split(), "--retry", policy, "--cwd", str(place.folder), "--", "true")
     facts = prompt.facts("show", task)
     expected = {
         "name": "second",
@@ -77,6 +78,7 @@ def test_all_options_of_add_reach_the_task(prompt: Prompt, place: Place) -> None
         "on_server_exit": "stop",
         "concurrency_key": "k",
         "expires_at": "2999-01-01T00:00:00.000Z",
+        "retry": json.loads(policy),
     }
     assert expected.items() <= facts.items()
     assert [parent["id"] for parent in facts["depends_on"]] == [first]
@@ -134,6 +136,53 @@ def test_servers_are_woken_for_what_is_added_and_cancelled(prompt: Prompt, place
         os.close(fd)
 
 
+def test_the_tasks_of_a_file_are_stored_together_and_run_in_their_order(busy: Terminal, place: Place) -> None:
+    tasks = [
+        {"ref": "one", "name": "first", "payload": {"argv": ["sh", "-c", "echo $PWD"]}},
+        {
+            "kind": "echo",
+            "name": "second",
+            "depends_on": ["one"],
+            "payload": {"a": {"$result": "one", "path": "exit_code"}},
+        },
+    ]
+    ids = busy.out("load", "-", stdin=json.dumps(tasks)).split()
+    assert busy.run("wait", *ids).returncode == Exit.OK
+    assert busy.out("logs", ids[0]) == f"{place.work}\n", "where it was typed"
+    assert busy.facts("show", "second")["result"] == {"a": 0}
+    (place.work / "tasks.json").write_text(json.dumps(tasks[:1]))
+    assert busy.facts("load", "tasks.json")["count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "- is no JSON"),
+        ('{"kind": "echo"}', "- must hold an array of objects"),
+        ("[]", "must hold an array"),
+        ('[{"kind": "echo"}, 1]', "must hold an array"),
+        ('[{"kind": "echo"}, {"kind": "nosuch"}]', "tasks[1]: Unknown kind 'nosuch'"),
+        (
+            '[{"kind": "echo", "ref": "a", "depends_on": ["b"]}, {"kind": "echo", "ref": "b", "depends_on": ["a"]}]',
+            "circle",
+        ),
+        ('[{"payload": 7}]', "tasks[0]: payload"),
+    ],
+)
+def test_a_file_with_a_mistake_stores_nothing_and_says_where_it_is(
+    prompt: Prompt, place: Place, text: str, said: str
+) -> None:
+    ran = prompt.run("load", "-", stdin=text)
+    assert (ran.returncode, ran.stdout) == (Exit.USAGE, "")
+    assert said in ran.stderr and ran.stderr.count("\n") == 1
+    assert "circle" in said or not place.state.exists()
+    assert not place.state.exists() or not place.rows()
+
+
+def test_a_file_that_is_not_there_is_named(prompt: Prompt) -> None:
+    assert "nowhere.json cannot be read" in prompt.run("load", "nowhere.json").stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -142,6 +191,8 @@ def test_servers_are_woken_for_what_is_added_and_cancelled(prompt: Prompt, place
         (("--kind", "echo", "--", "true"), "a command, --cwd and --env go with kind command"),
         (("--payload", "{"), "--payload is no JSON"),
         (("--payload", "[1]"), "--payload must be an object"),
+        (("--retry", "often", "--", "true"), "--retry is no JSON"),
+        (("--retry", '{"on_exits": [1]}', "--", "true"), "Did you mean"),
         (("--env", "novalue", "--", "true"), "--env 'novalue' is no variable; write KEY=VALUE"),
         (("--max-attempts", "0", "--", "true"), "--max-attempts 0 is not allowed; it must be at least 1"),
         (("--delay", "soon", "--", "true"), "--delay 'soon' is not allowed"),
@@ -387,7 +438,7 @@ def test_servers_see_at_once_what_is_typed_beside_them(terminal: Terminal, place
 
 
 def test_every_tool_of_servers_has_a_command(prompt: Prompt) -> None:
-    others = {"show_board", "board_data", "create_tasks", "claim_task", "heartbeat_task", "complete_task", "fail_task"}
+    others = {"show_board", "board_data", "claim_task", "heartbeat_task", "complete_task", "fail_task"}
     assert TOOLS.keys() - others == COMMANDS.keys()
     told_of = prompt.out("--help")
     assert all(re.search(rf"^  {command} ", told_of, re.MULTILINE) for command in COMMANDS.values())
@@ -402,7 +453,7 @@ def test_every_tool_of_servers_has_a_command(prompt: Prompt) -> None:
         ('update_task(task_id="t1", paused=false)', "taskorch edit t1 --resume"),
         ("Call list_tasks to see ids.", "Run `taskorch ls` to see ids."),
         ("run_at and delay_seconds exclude each other", "--run-at and --delay exclude each other"),
-        ("my_timeout_seconds and create_tasks stay", "my_timeout_seconds and create_tasks stay"),
+        ("my_timeout_seconds and claim_task stay", "my_timeout_seconds and claim_task stay"),
     ],
 )
 def test_texts_for_models_are_told_in_the_words_of_the_terminal(text: str, said: str) -> None:

@@ -38,8 +38,8 @@ Wanted = tuple[BatchWish, NewTask]
 
 async def create_tasks(service: Service, call: Call, a: args.CreateTasks) -> Reply:
     view = await service.view()  # what may fail comes before the tasks are stored
-    wanted = await anyio.to_thread.run_sync(_wanted, service, a.tasks)
-    return _reply(await service.store.add_all(await _wishes(service, wanted)), view)
+    checked = await anyio.to_thread.run_sync(wanted, service, a.tasks)
+    return _reply(await service.store.add_all(await _wishes(service, checked)), view)
 
 
 async def _wishes(service: Service, wanted: Sequence[Wanted]) -> list[Wish]:
@@ -66,22 +66,22 @@ def _reply(stored: Sequence[tuple[Task, bool]], view: View) -> Reply:
     return Reply("\n".join([f"{len(ids)} tasks{already}:", *map(row_line, rows), *more, following]), facts)
 
 
-def _wanted(service: Service, tasks: list[dict[str, Any]]) -> list[Wanted]:
-    """What is to be stored. Raises InvalidInput that says which of the tasks are wrong."""
-    wanted: list[Wanted] = []
+def wanted(service: Service, tasks: Sequence[Mapping[str, Any]]) -> list[Wanted]:
+    """What is to be stored, checked one by one. Raises InvalidInput that says which of the tasks are wrong."""
+    found: list[Wanted] = []
     mistakes: list[str] = []
     for index, raw in enumerate(tasks):
         try:
-            wanted.append(_wish(service, raw))
+            found.append(_wish(service, raw))
         except InvalidInput as error:
             mistakes.append(f"tasks[{index}]: {error}")
     if mistakes:
         more = f" {len(mistakes) - MISTAKES} more tasks are wrong." if len(mistakes) > MISTAKES else ""
         raise InvalidInput(" ".join(mistakes[:MISTAKES]) + more)
-    if (size := sum(len(dumps(new.payload)) for _, new in wanted)) > PAYLOAD_BYTES:
+    if (size := sum(len(dumps(new.payload)) for _, new in found)) > PAYLOAD_BYTES:
         limit = f"at most {PAYLOAD_BYTES} may be in one call. Split it"
         raise InvalidInput(f"The payloads have {size} characters together; {limit}.")
-    return wanted
+    return found
 
 
 def _wish(service: Service, raw: Mapping[str, Any]) -> Wanted:

@@ -46,6 +46,10 @@ def add(
     on_dependency_failure: Annotated[str, typer.Option(help="cancel, fail or run.")] = "cancel",
     timeout: Annotated[str | None, typer.Option(metavar="TIME", help="Limit of one attempt.")] = None,
     max_attempts: Annotated[int | None, typer.Option(help="Starts in all.")] = None,
+    retry: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help='When and how soon it is tried again: {"on_exit": [75]}.'),
+    ] = None,
     on_server_exit: Annotated[str | None, typer.Option(help="survive or stop.")] = None,
     concurrency_key: Annotated[str | None, typer.Option(help="Of one key, one works at a time.")] = None,
     dedupe_key: Annotated[str | None, typer.Option(help="Same key and payload: the same task.")] = None,
@@ -74,6 +78,7 @@ def add(
         "on_dependency_failure": on_dependency_failure,
         "timeout_seconds": timeout,
         "max_attempts": max_attempts,
+        "retry": None if retry is None else read_object(retry, "--retry", '{"on_exit": [75]}'),
         "on_server_exit": on_server_exit,
         "concurrency_key": concurrency_key,
         "dedupe_key": dedupe_key,
@@ -116,27 +121,28 @@ def _payload(kind: str, command: list[str], given: str | None, cwd: Path | None,
         refuse("say what to run: taskorch add -- make test; or give --kind and --payload.")
     if wrong := [one for one in env if not one.partition("=")[0] or "=" not in one]:
         refuse(f"--env {shown(wrong[0])} is no variable; write KEY=VALUE.")
-    folder = os.path.abspath(os.path.expanduser(cwd)) if cwd else _here()
+    folder = os.path.abspath(os.path.expanduser(cwd)) if cwd else here()
     variables = {"env": dict(one.split("=", 1) for one in env)} if env else {}
     return {"argv": command, "cwd": folder} | variables
 
 
-def _here() -> str:
+def here() -> str:
+    """The current folder. Exits when it is gone."""
     try:
         return os.getcwd()
     except FileNotFoundError:
         refuse("the folder that you are in is gone; go to another, or name one by --cwd.")
 
 
-def read_object(text: str) -> dict[str, Any]:
+def read_object(text: str, option: str = "--payload", example: str = '{"seconds": 3}') -> dict[str, Any]:
     """The object that an option gives as JSON, or stdin. Exits with what is wrong with it."""
     said = sys.stdin.read() if text == "-" else text
     try:
         value = json.loads(said)
     except (ValueError, RecursionError) as error:  # not the text: it may hold secrets
-        refuse(f"--payload is no JSON: {error}. Write an object: '{{\"seconds\": 3}}'.")
+        refuse(f"{option} is no JSON: {error}. Write an object: '{example}'.")
     if not isinstance(value, dict):
-        refuse("--payload must be an object, like '{\"seconds\": 3}'.")
+        refuse(f"{option} must be an object, like '{example}'.")
     return cast(dict[str, Any], value)
 
 

@@ -14,7 +14,7 @@ import anyio
 import typer
 
 from taskorch import __version__
-from taskorch.cli import adding, awaiting, seeing, serving, steering
+from taskorch.cli import adding, awaiting, loading, seeing, serving, steering
 from taskorch.cli.exits import Exit
 from taskorch.cli.hosts import HostName
 from taskorch.cli.invocation import StateDir, flags, say, say_json
@@ -52,7 +52,16 @@ def serve(
 
 
 cli.command(context_settings={"allow_interspersed_args": False})(adding.add)
-for command in (seeing.ls, seeing.show, awaiting.logs, awaiting.wait, steering.cancel, steering.retry, steering.edit):
+for command in (
+    loading.load,
+    seeing.ls,
+    seeing.show,
+    awaiting.logs,
+    awaiting.wait,
+    steering.cancel,
+    steering.retry,
+    steering.edit,
+):
     cli.command()(command)
 for command in (steering.rm, seeing.stats, seeing.top):
     cli.command()(command)

@@ -3,6 +3,7 @@
 import re
 
 COMMANDS = {
+    "create_tasks": "load",
     "create_task": "add",
     "list_tasks": "ls",
     "get_task_output": "logs",
