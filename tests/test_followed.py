@@ -1,0 +1,109 @@
+"""Who follows a document step by step sees what it shows.
+
+`PYTHONPATH=tests python tests/test_followed.py docs/reference/tools.md` prints what comes of each step.
+"""
+
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import anyio
+import pytest
+from documents import ROOT, Call, Command, File, same, steps
+from mcp import Client
+from mcp.client.stdio import StdioServerParameters
+
+SECONDS = 60.0
+HOME = "/home/me"  # as documents write it
+UNSAID = {"TASKORCH_ALLOW_COMMANDS": "echo,make,sh,sleep", "TASKORCH_TOOLSETS": "core,worker"}  # where none is set up
+BIN = Path(os.path.abspath(sys.executable)).parent
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what programs print is that of Linux")
+FOLLOWED = [name for path in sorted(ROOT.glob("docs/**/*.md")) if any(steps(name := str(path.relative_to(ROOT))))]
+
+
+class Reader:
+    """Somebody with a home of their own, a checkout of the project in it as the working folder, and Claude Code."""
+
+    def __init__(self, home: Path, stack: AsyncExitStack) -> None:
+        self.home = home
+        self.work = home / "taskorch"
+        self.work.mkdir(parents=True)
+        (self.work / ".venv").symlink_to(BIN.parent)
+        (self.work / "examples").symlink_to(ROOT / "examples")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("TASKORCH_", "XDG_"))}
+        self.environment = kept | {"HOME": str(home), "COLUMNS": "120", "TERM": "dumb"}
+        self._stack = stack
+        self._entry: Any = None
+        self._client: Client | None = None
+
+    async def follow(self, step: Command | Call | File) -> str:
+        """What comes of a step."""
+        match step:
+            case File():
+                (self.work / step.name).write_text(step.text.replace(HOME, str(self.home)))
+                return ""
+            case Command():
+                ran = await anyio.run_process(
+                    ["sh", "-c", f"exec 2>&1; {step.line.replace(HOME, str(self.home))}"],
+                    check=False,
+                    cwd=self.work,
+                    env=self.environment,
+                )
+                return self._seen(ran.stdout.decode())
+            case Call():
+                client = await self._host()
+                arguments = json.loads(json.dumps(step.arguments).replace(HOME, str(self.home)))
+                return self._seen((await client.call_tool(step.tool, arguments)).content[0].text)
+
+    async def _host(self) -> Client:
+        """A session of the host, a new one when what it is to start has changed."""
+        file = self.home / ".claude.json"
+        entry = json.loads(file.read_text())["mcpServers"]["taskorch"] if file.exists() else {}
+        if self._client is None or entry != self._entry:
+            await self._stack.aclose()
+            server = StdioServerParameters(
+                command=entry.get("command", str(BIN / "taskorch")),
+                args=entry.get("args", []),
+                env=self.environment | entry.get("env", UNSAID),
+                cwd=self.work,
+            )
+            self._entry, self._client = entry, await self._stack.enter_async_context(Client(server))
+        return self._client
+
+    def _seen(self, text: str) -> str:
+        """As the document writes it."""
+        return text.replace(str(BIN), f"{HOME}/taskorch/.venv/bin").replace(str(self.home), HOME)
+
+
+@asynccontextmanager
+async def reader(folder: Path) -> AsyncIterator[Reader]:
+    async with AsyncExitStack() as stack:
+        yield Reader(folder / "home", stack)
+
+
+@pytest.mark.parametrize("document", FOLLOWED)
+async def test_what_a_document_shows_is_what_comes(document: str, tmp_path: Path) -> None:
+    with anyio.fail_after(SECONDS):
+        async with reader(tmp_path) as someone:
+            for step in steps(document):
+                came = await someone.follow(step)
+                assert isinstance(step, File) or same(step.said, came), f"{step}\nwhat came:\n{came}"
+
+
+async def _show(document: str) -> None:
+    with TemporaryDirectory() as folder:
+        async with reader(Path(folder)) as someone:
+            for step in steps(document):
+                came = await someone.follow(step)
+                if not isinstance(step, File):
+                    asked = f"$ {step.line}" if isinstance(step, Command) else f"{step.tool}({step.arguments})"
+                    print(f"{'  ' if same(step.said, came) else '! '}{asked}\n{came}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    anyio.run(_show, sys.argv[1])
