@@ -104,8 +104,7 @@ def _is_whole(text: str) -> bool:
 
 
 def _value(node: ast.expr) -> Any:
-    named = ast.unparse(node)
-    return JSON_WORDS[named] if named in JSON_WORDS else ast.literal_eval(_Literals().visit(node))
+    return ast.literal_eval(_Literals().visit(node))
 
 
 class _Literals(ast.NodeTransformer):

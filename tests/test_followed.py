@@ -36,7 +36,8 @@ class Reader:
         (self.work / ".venv").symlink_to(BIN.parent)
         (self.work / "examples").symlink_to(ROOT / "examples")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TASKORCH_", "XDG_"))}
-        self.environment = kept | {"HOME": str(home), "COLUMNS": "120", "TERM": "dumb"}
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        self.environment = kept | {"HOME": str(home), "PATH": path, "COLUMNS": "120", "TERM": "dumb"}
         self._stack = stack
         self._entry: Any = None
         self._client: Client | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from bounds import allowed
 
 from taskorch.calls.policies import RetryWish
 from taskorch.config import PREFIX, TABLES, TOOLSETS, Settings, variables
@@ -18,6 +19,7 @@ from taskorch.mcp.tools import TOOLS
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "taskorch"
+SETTINGS = "docs/reference/settings.md"
 LINES = 320  # a file that outgrows this has found its seam
 
 DOMAIN, STORAGE, WORK, CALLS, MCP, CLI = FOLDERS = ("domain", "storage", "work", "calls", "mcp", "cli")
@@ -224,12 +226,34 @@ def test_the_readme_has_a_row_for_each_tool_and_no_other() -> None:
     assert sorted(named) == sorted(TOOLS)
 
 
-def test_the_readme_has_a_row_for_each_setting_and_no_other() -> None:
-    named = [match[1] for row in rows("README.md") if (match := re.fullmatch(f"`({PREFIX}[A-Z_]+)`", row[0]))]
-    assert sorted(named) == sorted(variables())
-    tables = [match[1] for row in rows("README.md") if (match := re.fullmatch(r"`\[([a-z]+)\.NAME\]`", row[0]))]
+def settings_in(document: str) -> dict[str, list[str]]:
+    """The rows of settings, by their variables: default, in one document what is allowed, and meaning."""
+    named = re.compile(f"`({PREFIX}[A-Z_]+)`")
+    return {found[1]: row[1:] for row in rows(document) if len(row) > 2 and (found := named.fullmatch(row[0]))}
+
+
+def test_the_document_of_settings_has_a_row_for_each_and_no_other() -> None:
+    assert sorted(settings_in(SETTINGS)) == sorted(variables())
+    tables = [found[1] for row in rows(SETTINGS) if (found := re.fullmatch(r"`\[([a-z]+)\.NAME\]`", row[0]))]
     assert sorted(tables) == sorted(TABLES)
-    assert len(named) + len(tables) == len(Settings.model_fields)
+    assert len(variables()) + len(tables) == len(Settings.model_fields)
+
+
+def test_the_document_of_settings_tells_which_numbers_are_allowed() -> None:
+    told = settings_in(SETTINGS)
+    for name, schema in Settings.model_json_schema()["properties"].items():
+        if schema.get("type") in ("integer", "number"):
+            assert told[PREFIX + name.upper()][1] == allowed(schema).partition(", ")[2], name
+
+
+@pytest.mark.parametrize("document", [SETTINGS, "README.md"])
+def test_the_defaults_of_settings_are_told(document: str) -> None:
+    told = settings_in(document)
+    assert told
+    for name, setting in Settings.model_fields.items():
+        variable = PREFIX + name.upper()
+        if variable in told and name not in ("state_dir", "concurrency"):  # they depend on the machine
+            assert told[variable][0] == str(setting.default or "empty")
 
 
 @pytest.mark.parametrize(("table", "keys"), [("argv", Recipe), ("type", Slot)])
@@ -243,13 +267,6 @@ def test_the_document_of_recipes_has_a_row_for_each_key_and_no_other(table: str,
 
 def test_every_toolset_can_be_switched_on() -> None:
     assert {tool.toolset for tool in TOOLS.values()} == set(TOOLSETS)
-
-
-def test_the_readme_tells_the_defaults_of_the_settings() -> None:
-    told = {row[0].strip("`"): row[1] for row in rows("README.md") if row[0].startswith(f"`{PREFIX}")}
-    for name, setting in Settings.model_fields.items():
-        if name not in ("state_dir", "concurrency", *TABLES):  # they depend on the machine, or have no variable
-            assert told[PREFIX + name.upper()] == str(setting.default or "empty")
 
 
 def test_the_document_of_statuses_has_every_move_and_no_other() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bounds import allowed
 
-from taskorch.calls.arguments import LARGEST
 from taskorch.mcp.tools import TOOLS, Tool
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference" / "tools.md"
@@ -70,7 +70,7 @@ def rows(tool: Tool, kept: dict[str, str]) -> list[list[str]]:
     schema = tool.arguments.model_json_schema()
     required = schema.get("required", [])
     return [
-        [f"`{name}`", kind(one), "required" if name in required else default(one.get("default")), kept.get(name, "")]
+        [f"`{name}`", allowed(one), "required" if name in required else default(one.get("default")), kept.get(name, "")]
         for name, one in schema["properties"].items()
     ]
 
@@ -83,38 +83,6 @@ def default(value: Any) -> str:
     if value in (None, "", [], {}):
         return ""
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def kind(schema: dict[str, Any]) -> str:
-    """What may be given, with its bounds."""
-    schema = next((one for one in schema.get("anyOf", []) if one.get("type") != "null"), schema)
-    if "enum" in schema:
-        return "one of " + ", ".join(schema["enum"])
-    if isinstance(schema["type"], list):
-        return ", ".join(schema["type"])
-    if schema.get("format") == "date-time":
-        return "time"
-    if schema["type"] == "array":
-        items = kind(schema["items"]).split(", ", 1)
-        each = f" of {items[1]} each" if items[1:] else ""
-        return f"{bounds(schema, 'Items')} {items[0]}s{each}"
-    if schema["type"] == "string" and "maxLength" in schema:
-        return f"string, {bounds(schema, 'Length')} characters"
-    return schema["type"] + numbers(schema)
-
-
-def bounds(schema: dict[str, Any], what: str) -> str:
-    least, most = schema.get(f"min{what}"), schema[f"max{what}"]
-    return f"{least} to {most:,}" if least else f"at most {most:,}"
-
-
-def numbers(schema: dict[str, Any]) -> str:
-    least, most = schema.get("minimum"), schema.get("maximum", LARGEST)
-    above = schema.get("exclusiveMinimum")
-    upper = f" to {most:,}" if most != LARGEST else " or more"
-    if above is not None:
-        return f", more than {above}, at most {most:,}"
-    return "" if least is None else f", {least}{upper}"
 
 
 if __name__ == "__main__":
