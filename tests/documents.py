@@ -3,7 +3,9 @@
 A block of `console` holds commands after `$ `, each followed by what it prints. A block of `calls` holds tools' calls,
 as one writes them in Python (or with JSON's words), each followed by the text of its reply, four spaces in. In both,
 ids, times and durations stand for any others, `…` for the rest of a line, and a line that is just `…` for any lines.
-A block of another language that begins with the comment `# NAME.EXT` is that file.
+A block of another language that begins with the comment `# NAME.EXT` is that file. Two comments are not shown:
+`<!-- the host is closed -->` ends the session of the host in which calls are made, and `<!-- first: COMMAND -->` makes
+what a reader has already.
 """
 
 import ast
@@ -15,7 +17,9 @@ from textwrap import dedent
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"^( *)```(\w+)\n(.*?)^\1```$|^<!-- first: (.*?) -->$|^<!-- the host is closed -->$", re.DOTALL | re.MULTILINE
+)
 FILE = re.compile(r"# ([\w.-]+\.\w+)\n")
 JSON_WORDS = {"true": True, "false": False, "null": None}
 ANY = (  # what differs from run to run, and how it is written here
@@ -30,7 +34,7 @@ class Command:
     """A line for a shell."""
 
     line: str
-    said: str
+    said: str | None  # None: that is not shown
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,20 @@ class File:
     text: str
 
 
-def steps(document: str) -> Iterator[Command | Call | File]:
+@dataclass(frozen=True)
+class Closing:
+    """The end of the host's session."""
+
+
+Step = Command | Call | File | Closing
+
+
+def steps(document: str) -> Iterator[Step]:
     """What a reader does who follows the document (a path below the project), in its order."""
-    for indent, language, text in BLOCK.findall((ROOT / document).read_text("utf-8")):
+    for indent, language, text, first in BLOCK.findall((ROOT / document).read_text("utf-8")):
+        if not language:
+            yield Command(first, None) if first else Closing()
+            continue
         text = "\n".join(line.removeprefix(indent) for line in text.splitlines()) + "\n"
         if language == "console":
             yield from commands(text)
@@ -78,10 +93,12 @@ def calls(text: str) -> Iterator[Call]:
         yield Call(call.func.id, arguments, dedent("\n".join(lines[end:])).strip("\n"))
 
 
-def same(said: str, came: str) -> bool:
+def same(said: str | None, came: str) -> bool:
     """Whether what came back is what the document says."""
+    if said is None:
+        return True
     lines = [
-        r"(?:.*\n)*?" if line == "…" else re.escape(line).replace("…", ".*?") + r"\n"
+        r"(?:.*\n)*?" if line.strip() == "…" else re.escape(line).replace("…", ".*?") + r"\n"
         for line in _any(said).splitlines()
     ]
     return bool(re.fullmatch("".join(lines), _any(came)))

@@ -14,13 +14,13 @@ from typing import Any
 
 import anyio
 import pytest
-from documents import ROOT, Call, Command, File, same, steps
+from documents import ROOT, Call, Closing, Command, File, Step, same, steps
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 
 SECONDS = 60.0
 HOME = "/home/me"  # as documents write it
-UNSAID = {"TASKORCH_ALLOW_COMMANDS": "echo,make,sh,sleep", "TASKORCH_TOOLSETS": "core,worker"}  # where none is set up
+UNSAID = {"TASKORCH_ALLOW_COMMANDS": "echo,make,sh,sleep", "TASKORCH_TOOLSETS": "core,worker,board"}  # if none is
 BIN = Path(os.path.abspath(sys.executable)).parent
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what programs print is that of Linux")
 FOLLOWED = [name for path in sorted(ROOT.glob("docs/**/*.md")) if any(steps(name := str(path.relative_to(ROOT))))]
@@ -42,11 +42,15 @@ class Reader:
         self._entry: Any = None
         self._client: Client | None = None
 
-    async def follow(self, step: Command | Call | File) -> str:
+    async def follow(self, step: Step) -> str:
         """What comes of a step."""
         match step:
             case File():
                 (self.work / step.name).write_text(step.text.replace(HOME, str(self.home)))
+                return ""
+            case Closing():
+                await self._stack.aclose()
+                self._client = None
                 return ""
             case Command():
                 ran = await anyio.run_process(
@@ -93,7 +97,7 @@ async def test_what_a_document_shows_is_what_comes(document: str, tmp_path: Path
         async with reader(tmp_path) as someone:
             for step in steps(document):
                 came = await someone.follow(step)
-                assert isinstance(step, File) or same(step.said, came), f"{step}\nwhat came:\n{came}"
+                assert isinstance(step, File | Closing) or same(step.said, came), f"{step}\nwhat came:\n{came}"
 
 
 async def _show(document: str) -> None:
@@ -101,7 +105,7 @@ async def _show(document: str) -> None:
         async with reader(Path(folder)) as someone:
             for step in steps(document):
                 came = await someone.follow(step)
-                if not isinstance(step, File):
+                if not isinstance(step, File | Closing):
                     asked = f"$ {step.line}" if isinstance(step, Command) else f"{step.tool}({step.arguments})"
                     print(f"{'  ' if same(step.said, came) else '! '}{asked}\n{came}")  # noqa: T201
 
