@@ -23,12 +23,11 @@ REFERENCE = (ROOT / "docs" / "reference" / "cli.md").read_text()
 SKILL = (ROOT / "examples" / "skill" / "SKILL.md").read_text()
 UNIT = ROOT / "examples" / "taskorch-worker.service"
 PLIST = ROOT / "examples" / "taskorch-worker.plist"
-ELSEWHERE = ("demo", "doctor", "backup", "install")  # the README tells of them
 
 
 def commands() -> dict[str, Any]:
     found: Any = typer.main.get_command(cli)
-    own = {name: command for name, command in found.commands.items() if name not in ELSEWHERE}
+    own = dict(found.commands)
     config = own.pop("config")
     return own | {f"config {name}": command for name, command in config.commands.items()}
 

@@ -106,7 +106,8 @@ def sqlite(version: tuple[int, int, int]) -> Found:
 
 def variables(environment: Mapping[str, str]) -> Found:
     if unknown := unknown_variables(environment):
-        return WARN, f"{', '.join(unknown)}: no such setting", "Correct the name or unset it; the README lists all."
+        mend = "Correct the name or unset it; `taskorch config show` lists all."
+        return WARN, f"{', '.join(unknown)}: no such setting", mend
     return OK, f"{sum(name.startswith(PREFIX) for name in environment)} set, all known", ""
 
 

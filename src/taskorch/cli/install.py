@@ -62,7 +62,8 @@ def environment(assignments: Sequence[str]) -> dict[str, str]:
         found[name] = value
     if unknown := unknown_variables(found):
         known = [PREFIX + name.upper() for name in Settings.model_fields]
-        raise ValueError(f"{unknown[0]} is no setting.{did_you_mean(unknown[0], known)} The README lists all.")
+        meant = did_you_mean(unknown[0], known)
+        raise ValueError(f"{unknown[0]} is no setting.{meant} `taskorch config show` lists all.")
     return found
 
 

@@ -39,7 +39,7 @@ def serve(
 ) -> None:
     """Durable background tasks for MCP clients, served over stdin and stdout.
 
-    Every option has a TASKORCH_ variable; the README lists all settings.
+    Every option has a TASKORCH_ variable; "taskorch config show" lists all settings.
     """
     if version:
         typer.echo(f"taskorch {__version__}")
