@@ -350,8 +350,9 @@ TEXT_BUILDERS = {  # the only places where SQL is put together, and from what: n
     "limits": {"SELECT"},
     "outside": {"SELECT", "FITS", "WAITS", "DIRECTORY", "OUTSIDE", "OWNER", "claims.IN_TIME"},
     "finding": {"SELECT", "CANDIDATES + 1"},
-    "queries": {"SELECT", "EXACT_COUNTS", "IN_TIME", "TEXT", "_where(at)", "_where(where)", "ATTEMPTS_OF"}
-    | {"' AND '.join(conditions)"},
+    "queries": {"SELECT", "EXACT_COUNTS", "IN_TIME", "ATTEMPTS_OF"},
+    "listing": {"SELECT", "EXACT_COUNTS", "TEXT", "FOLDER", "_where(at)", "_where(where)", "' AND '.join(conditions)"}
+    | {"SORTS[order.by]", "way"},
     "dedupe": {"SELECT"},
     "rows": {"', '.join(COLUMNS)", "SELECT"},
     "schema": {"number + 1", "pragma"},

@@ -11,7 +11,7 @@ from taskorch.calls import arguments as args
 from taskorch.calls import links
 from taskorch.calls import schedules as timing
 from taskorch.calls.health import stats_reply
-from taskorch.calls.history import full_reply
+from taskorch.calls.history import FULL_BYTES, full_reply
 from taskorch.calls.policies import given_policy
 from taskorch.calls.replies import Reply, list_reply, output_reply, task_reply
 from taskorch.calls.service import Service, Tell, missing
@@ -58,27 +58,19 @@ async def create_task(service: Service, call: Call, a: args.CreateTask) -> Reply
 
 
 async def list_tasks(service: Service, call: Call, a: args.ListTasks) -> Reply:
-    filters = Filters(
-        status=Status(a.status) if a.status else None,
-        kind=a.kind,
-        priority=Priority[a.priority.upper()] if a.priority else None,
-        label=a.label,
-        text=a.text,
-        created_after=a.created_after,
-        created_before=a.created_before,
-    )
-    page = await service.queries.page(filters, a.limit, read_cursor(a.cursor))
+    page = await service.queries.page(filters(a), a.limit, read_cursor(a.cursor))
     return list_reply(page, cursor(page.next_seq), await service.view())
 
 
-async def get_task(service: Service, call: Call, a: args.GetTask) -> Reply:
+async def get_task(service: Service, call: Call, a: args.GetTask, most_bytes: int = FULL_BYTES) -> Reply:
+    """`most_bytes`: of a payload or a result, in full."""
     task, view = await service.seen(a.task_id)
     if a.detail == "concise":
         return task_reply(task, view)
     folder = str(output.attempt_folder(service.output_folder, task.id, task.attempt))
     has_output = task.is_command and task.attempt > 0
     history = await service.queries.history(task)
-    return full_reply(task, service.shown(task), history, view, folder if has_output else None)
+    return full_reply(task, service.shown(task), history, view, folder if has_output else None, most_bytes)
 
 
 async def update_task(service: Service, call: Call, a: args.UpdateTask) -> Reply:
@@ -158,7 +150,7 @@ async def get_task_output(service: Service, call: Call, a: args.GetTaskOutput) -
             f"{task.label} has had {task.attempt} attempts; there is no attempt {attempt}. "
             "Leave attempt out for the latest."
         )
-    if a.offset is not None and a.tail_bytes != args.OUTPUT_BYTES:
+    if a.offset is not None and a.tail_bytes != type(a).model_fields["tail_bytes"].default:
         raise InvalidInput("tail_bytes and offset exclude each other; give one of them.")
     folder = output.attempt_folder(service.output_folder, task.id, attempt)
 
@@ -173,6 +165,18 @@ async def get_task_output(service: Service, call: Call, a: args.GetTaskOutput) -
 
 async def get_stats(service: Service, call: Call, a: args.GetStats) -> Reply:
     return await stats_reply(service)
+
+
+def filters(a: args.Filtering) -> Filters:
+    return Filters(
+        status=Status(a.status) if a.status else None,
+        kind=a.kind,
+        priority=Priority[a.priority.upper()] if a.priority else None,
+        label=a.label,
+        text=a.text,
+        created_after=a.created_after,
+        created_before=a.created_before,
+    )
 
 
 def new_task(service: Service, a: args.TaskWish) -> NewTask:

@@ -18,7 +18,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from taskorch.calls.moments import moment, number, seconds
+from taskorch.calls.moments import STRICT, moment, number, seconds
 from taskorch.calls.wording import iso
 from taskorch.domain.errors import InvalidInput, cut, readable, shown
 from taskorch.domain.fields import Plain, plain_schema
@@ -170,7 +170,9 @@ class CreateTasks(Arguments):
     ]
 
 
-class ListTasks(Arguments):
+class Filtering(Arguments):
+    """Which tasks to list: those for which all of it holds."""
+
     status: StatusName | None = None
     kind: Annotated[str, Field(max_length=100)] | None = None
     priority: PriorityName | None = None
@@ -180,6 +182,9 @@ class ListTasks(Arguments):
     ] = None
     created_after: Time | None = None
     created_before: Time | None = None
+
+
+class ListTasks(Filtering):
     limit: Annotated[int, Field(ge=1, le=100), BeforeValidator(number)] = 20
     cursor: Annotated[str | None, Field(description="next_cursor of the page before")] = None
 
@@ -248,17 +253,17 @@ def start(delay_seconds: float | None, run_at: int | None, now: int) -> int | No
     return now + round(delay_seconds * 1000) if delay_seconds is not None else run_at
 
 
-def parse(model: type[Model], raw: Mapping[str, Any], where: str = "") -> Model:
+def parse(model: type[Model], raw: Mapping[str, Any], where: str = "", *, strict: bool = False) -> Model:
     """The arguments as a model; null means "not given". Raises InvalidInput with a sentence for each mistake.
 
-    `where`: the name of the argument that all of them stand in.
+    `where`: the name of the argument that all of them stand in. `strict`: "3" and "5m" are no numbers.
     """
     checked = {name: value for name, value in raw.items() if name != "tasks"}  # each of those comes here by itself
     if not _is_plain(checked):
         _check_text(checked, "")
     try:
         given = {name: value for name, value in raw.items() if value is not None or name not in model.model_fields}
-        return model.model_validate(given)
+        return model.model_validate(given, strict=strict, context=STRICT if strict else None)
     except ValidationError as error:
         raise InvalidInput(readable(error, where, list(model.model_fields))) from None
 

@@ -16,9 +16,16 @@ FULL_BYTES = 16_384  # of a payload, a result, an error's message
 NAME_BYTES = 44  # of another task's name
 
 
-def full_reply(task: Task, payload: Mapping[str, Any], history: History, view: View, folder: str | None) -> Reply:
+def full_reply(
+    task: Task,
+    payload: Mapping[str, Any],
+    history: History,
+    view: View,
+    folder: str | None,
+    most_bytes: int = FULL_BYTES,
+) -> Reply:
     """The concise answer and the rest. `payload`: as it may be shown; `folder`: where the output files lie."""
-    facts = task_facts(task, view, FULL_BYTES) | present(
+    facts = task_facts(task, view, most_bytes) | present(
         labels=list(task.labels) or None,
         concurrency_key=task.concurrency_key,
         timeout_seconds=task.timeout_seconds,
@@ -36,7 +43,7 @@ def full_reply(task: Task, payload: Mapping[str, Any], history: History, view: V
         claim_expires_at=task.claim_expires_at and iso(task.claim_expires_at),
         updated_at=iso(task.updated_at),
         output_folder=folder,
-        **cut_json("payload", payload, FULL_BYTES),
+        **cut_json("payload", payload, most_bytes),
         attempts=[_attempt_facts(row) for row in history.attempts] or None,
         events=[_event_facts(row) for row in history.events] or None,
     )

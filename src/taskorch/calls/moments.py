@@ -18,6 +18,7 @@ DURATION = re.compile(
 )
 ISO_DURATION = re.compile(f"P(?:{NUMBER}D)?(?:T(?:{NUMBER}H)?(?:{NUMBER}M)?(?:{NUMBER}S)?)?()")
 UNITS = (86_400, 3_600, 60, 1, 0.001)
+STRICT = "strict"  # as a context of validation: a number is a number
 
 
 def moment(value: Any, info: ValidationInfo) -> int:
@@ -47,7 +48,7 @@ def _as_time(value: Any, field: str | None) -> str:
 
 def _as_delay(value: Any) -> str:
     """What to give instead of `run_at` for a time that counts from now."""
-    given = seconds(re.sub(r"^(in|after|\+) ?", "", str(value)))
+    given = span(re.sub(r"^(in|after|\+) ?", "", str(value)))
     if isinstance(given, float | int):
         return f"; for that time from now give delay_seconds={given:.15g}"
     return "; leave it out to start at once, and give delay_seconds to count from now"
@@ -59,8 +60,13 @@ def number(value: Any) -> Any:
     return value
 
 
-def seconds(value: Any) -> Any:
-    """A number; or a text with its units."""
+def seconds(value: Any, info: ValidationInfo) -> Any:
+    """A number; or, where the context is not STRICT, a text with its units."""
+    return number(value) if info.context == STRICT else span(value)
+
+
+def span(value: Any) -> Any:
+    """A number of seconds from a text with its units; any other text as it is."""
     given = duration(value) if isinstance(value, str) else None
     return number(value) if given is None else given
 

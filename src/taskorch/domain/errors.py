@@ -27,6 +27,10 @@ class Conflict(TaskError):
     """The task's present status (or version) does not allow the change; nothing was changed."""
 
 
+class Crowded(Conflict):
+    """More tasks would wait or work than may; nothing was stored."""
+
+
 class StoreError(TaskError):
     """The database could not be used: busy, full, unreadable, or written by a newer taskorch."""
 

@@ -6,7 +6,7 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from taskorch.domain import references, rules
-from taskorch.domain.errors import Conflict
+from taskorch.domain.errors import Crowded
 from taskorch.domain.task import NewTask, OnDependencyFailure, Task
 from taskorch.storage import dedupe, dependencies
 from taskorch.storage.database import Transaction
@@ -92,13 +92,13 @@ def _add(tx: Transaction, wish: Wish, row: Row, now: int) -> tuple[Task, bool]:
 
 
 def _refuse_crowd(tx: Transaction, more: int, most_live: int) -> None:
-    """Raise Conflict when with so many more tasks too many would wait or work."""
+    """Raise Crowded when with so many more tasks too many would wait or work."""
     live: int = tx.execute(LIVE).fetchone()[0] + more
     if live + len(tx.moved) <= most_live:
         return  # whatever this transaction has done, which is not among the counts yet
     live += sum(_is_live(after) - _is_live(before) for before, after in tx.moved)
     if live > most_live:
-        raise Conflict(
+        raise Crowded(
             f"{live} tasks would wait or work; at most {most_live} may (TASKORCH_MAX_LIVE_TASKS). Nothing "
             "was stored: wait until some have ended, or cancel_task those that are not needed."
         )

@@ -11,7 +11,7 @@ from taskorch.storage.claims import IN_TIME
 from taskorch.storage.database import Database
 from taskorch.storage.finding import NEWEST_NAMES, find
 from taskorch.storage.limits import Full, Limits, full
-from taskorch.storage.listing import COUNTS, EXACT_COUNTS, Filters, Page, page
+from taskorch.storage.listing import COUNTS, EXACT_COUNTS, Filters, Order, Page, Window, page, window
 from taskorch.storage.lives import Life, number, recall
 from taskorch.storage.overview import Mark, Overview
 from taskorch.storage.rows import BY_ID, SELECT, from_row, load, records
@@ -123,6 +123,10 @@ class Queries:
     async def page(self, filters: Filters, limit: int, before_seq: int | None) -> Page:
         """A page of tasks, newest first, and how many there are of each status under the other filters."""
         return await self._database.read(lambda db: page(db, filters, limit, before_seq))
+
+    async def window(self, filters: Filters, order: Order, limit: int, offset: int) -> Window:
+        """The tasks that come after the first `offset` ones, and how many fit."""
+        return await self._database.read(lambda db: window(db, filters, order, limit, offset))
 
     async def overview(self, filters: Filters, limit: int, before_seq: int | None, now: int) -> Overview:
         """A page of tasks with what stands around them, newest first; with the first page what works, however old."""
