@@ -22,7 +22,7 @@ SOURCE = ROOT / "src" / "taskorch"
 SETTINGS = "docs/reference/settings.md"
 LINES = 320  # a file that outgrows this has found its seam
 
-DOMAIN, STORAGE, WORK, CALLS, MCP, CLI = FOLDERS = ("domain", "storage", "work", "calls", "mcp", "cli")
+DOMAIN, STORAGE, WORK, CALLS, MCP, HTTP, CLI = FOLDERS = ("domain", "storage", "work", "calls", "mcp", "http", "cli")
 TOP = {"__init__", "__main__", "app", "config", "engine", "leaving", "logs", "parent"}
 PURE = {  # what the domain may use of others
     *("collections", "cronsim", "dataclasses", "datetime", "difflib", "enum", "functools", "itertools", "jmespath"),
@@ -147,6 +147,14 @@ def test_a_call_starts_no_work(name: str) -> None:
     found = MODULES[name].all_ours
     assert {folder(one) for one in found} <= {DOMAIN, STORAGE, WORK, CALLS, MCP}
     assert {one for one in found if folder(one) == WORK} <= {"work.output"}
+
+
+@pytest.mark.parametrize("name", of(HTTP))
+def test_what_is_served_over_http_are_calls(name: str) -> None:
+    """Of the store it knows types and what has changed; MCP is handed to it by `app`."""
+    assert {folder(one) for one in MODULES[name].all_ours} <= {"", DOMAIN, STORAGE, CALLS, HTTP}
+    assert {one for one in MODULES[name].all_ours if not folder(one)} <= {"config"}
+    assert not MODULES[name].others & SDK
 
 
 @pytest.mark.parametrize("name", [name for name in of(CLI) if name != "cli.demo"])
