@@ -353,6 +353,7 @@ TEXT_BUILDERS = {  # the only places where SQL is put together, and from what: n
     "queries": {"SELECT", "EXACT_COUNTS", "IN_TIME", "ATTEMPTS_OF"},
     "listing": {"SELECT", "EXACT_COUNTS", "TEXT", "FOLDER", "_where(at)", "_where(where)", "' AND '.join(conditions)"}
     | {"SORTS[order.by]", "way"},
+    "overview": {"SELECT", "older", "fits", "MOST"},
     "dedupe": {"SELECT"},
     "rows": {"', '.join(COLUMNS)", "SELECT"},
     "schema": {"number + 1", "pragma"},
