@@ -15,6 +15,8 @@ from taskorch.domain.recipe import Recipe
 from taskorch.domain.rules import MOVES
 from taskorch.domain.slot import Slot, Table
 from taskorch.domain.task import Phase, Retry, Status
+from taskorch.mcp.prompts import PROMPTS
+from taskorch.mcp.resources import STATIC, TEMPLATES
 from taskorch.mcp.tools import TOOLS
 
 ROOT = Path(__file__).parents[1]
@@ -297,3 +299,11 @@ def test_the_document_of_retries_has_every_part_of_a_policy_with_its_default() -
     assert told.keys() == RetryWish.model_fields.keys()
     numbers = {name: float(word) for name, word in told.items() if word.isdigit()}
     assert numbers == {name: getattr(Retry(), name) for name in ("first_delay_seconds", "factor", "max_delay_seconds")}
+
+
+def test_the_document_of_resources_has_each_of_them_and_each_prompt_with_its_arguments() -> None:
+    told = rows("docs/reference/resources.md")
+    uris = [row[0].strip("`") for row in told if "://" in row[0]]
+    assert uris == [uri for uri, *_ in (*STATIC, *TEMPLATES)]
+    prompts = {row[0].strip("`"): re.findall("`([a-z_]+)`", row[1]) for row in told if row[0].strip("`") in PROMPTS}
+    assert prompts == {name: [argument.name for argument in prompt.arguments] for name, prompt in PROMPTS.items()}
