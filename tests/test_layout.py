@@ -232,7 +232,7 @@ def test_the_table_of_modules_has_each_module_where_it_lies_and_no_other() -> No
 
 
 def test_the_readme_has_a_row_for_each_tool_and_no_other() -> None:
-    named = [match[1] for row in rows("README.md") if (match := re.fullmatch("`([a-z_]+)`", row[0]))]
+    named = [name for row in rows("README.md") for name in re.findall("`([a-z_]+)`", row[0])]
     assert sorted(named) == sorted(TOOLS)
 
 
