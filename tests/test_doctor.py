@@ -374,7 +374,7 @@ def test_a_server_that_was_killed_is_a_warning_with_a_way_out(state: Path) -> No
     before = {name: data for name, data in contents(state).items() if not name.endswith("-shm")}
     checks = examine(state)
     assert checks["servers"].state == WARN
-    assert f"none runs; ended without a word: pid {process.pid}" in checks["servers"].text
+    assert f"none runs; gone without signing off: pid {process.pid}" in checks["servers"].text
     assert "Start taskorch" in checks["servers"].mend
     assert "next start makes up for that" in checks["database"].text
     assert checks["supervisors"].text == "no command runs"
@@ -384,7 +384,7 @@ def test_a_server_that_was_killed_is_a_warning_with_a_way_out(state: Path) -> No
 
 @pytest.mark.parametrize(
     ("machine_id", "said"),
-    [(machine.machine_id(), "none runs; ended without a word: pid 4242"), ("other", "pid 4242 on another machine")],
+    [(machine.machine_id(), "none runs; gone without signing off: pid 4242"), ("other", "pid 4242 on another machine")],
 )
 def test_a_lock_file_of_an_earlier_boot_or_another_machine_is_a_warning(
     machine_id: str, said: str, state: Path

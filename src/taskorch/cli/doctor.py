@@ -180,7 +180,7 @@ def servers(peers: list[diagnosis.Server]) -> Found:
     alive, dead = [peer for peer in peers if peer.alive], [peer for peer in peers if not peer.alive]
     text = _listed([str(peer) for peer in alive], "none runs")
     if dead:
-        left = f"; ended without a word: {', '.join(str(peer) for peer in dead)}"
+        left = f"; gone without signing off: {', '.join(str(peer) for peer in dead)}"
         mend = (
             "Start taskorch: it takes over what they worked on." if not alive else "The others take over; look again."
         )
