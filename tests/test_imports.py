@@ -17,6 +17,7 @@ from taskorch.cli.main import cli
 ROOT = Path(__file__).parents[1]
 SECONDS = 30.0
 SDK = {"mcp", "mcp_types"}
+WEB = {"starlette", "uvicorn", "sse_starlette"}
 # Every command, and arguments with which it does something; None: it speaks MCP, or does not end.
 COMMANDS: dict[str, list[str] | None] = {
     "demo": None,
@@ -37,11 +38,15 @@ COMMANDS: dict[str, list[str] | None] = {
     "stats": [],
     "top": [],
     "worker": None,  # it ends by a signal alone: test_terminal sees what it loads
+    "http": None,  # the same, and it does speak MCP
 }
 # What a server loads beyond an empty one of the SDK.
 OURS = {"aiosqlite", "cronsim", "jmespath", "platformdirs", "taskorch", "tzlocal"}
 # What only some servers need, and only when they do.
-LATE = {"taskorch.cli.main", "taskorch.work.program", "taskorch.work.remote_session"}
+LATE = {
+    *("taskorch.cli.main", "taskorch.work.program", "taskorch.work.remote_session"),
+    *("taskorch.http", "taskorch.mcp.streaming"),
+}
 
 
 def loaded(folder: Path, *command: str, stdin: bytes = b"") -> set[str]:
@@ -97,13 +102,13 @@ def test_every_command_is_in_the_table() -> None:
     "arguments", [["--version"], ["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join
 )
 def test_what_only_talks_loads_neither_the_sdk_nor_a_database(arguments: list[str], tmp_path: Path) -> None:
-    assert not packages(loaded(tmp_path, "-m", "taskorch", *arguments)) & SDK
+    assert not packages(loaded(tmp_path, "-m", "taskorch", *arguments)) & (SDK | WEB)
 
 
 @pytest.mark.parametrize("name", [name for name, arguments in COMMANDS.items() if arguments is not None])
 def test_a_command_that_speaks_no_mcp_does_not_load_the_sdk(name: str, tmp_path: Path, home: Path) -> None:
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)
-    assert not packages(loaded(tmp_path, "-m", "taskorch", name, *COMMANDS[name] or ())) & SDK
+    assert not packages(loaded(tmp_path, "-m", "taskorch", name, *COMMANDS[name] or ())) & (SDK | WEB)
 
 
 def test_the_server_loads_only_what_it_needs_beyond_the_sdk(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ PURE = {  # what the domain may use of others
     *("json", "math", "pydantic", "pydantic_core", "random", "re", "shlex", "typing", "zoneinfo"),
 }
 SDK = {"mcp", "mcp_types"}
+WEB = {"starlette", "uvicorn", "sse_starlette"}
 SDK_CLIENTS = {"work.program", "work.remote_session"}
 
 
@@ -162,13 +163,20 @@ def test_what_is_served_over_http_are_calls(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in of(CLI) if name != "cli.demo"])
 def test_the_command_line_works_without_the_mcp_side(name: str) -> None:
     """All but the demo, which is a client of a server."""
-    assert MCP not in {folder(one) for one in MODULES[name].all_ours}
-    assert not MODULES[name].others & SDK
+    assert not {MCP, HTTP} & {folder(one) for one in MODULES[name].all_ours}
+    assert not MODULES[name].others & (SDK | WEB)
 
 
 def test_only_app_knows_both_sides() -> None:
     sides = {name: {folder(one) for one in found.all_ours} for name, found in MODULES.items() if folder(name) != MCP}
     assert [name for name, known in sides.items() if known >= {MCP, WORK}] == ["app"]
+
+
+def test_http_is_loaded_only_where_it_is_served() -> None:
+    assert {name for name in MODULES if MODULES[name].others & WEB} <= {*of(HTTP), "mcp.streaming"}
+    within = {*of(HTTP), "mcp.streaming"}
+    assert {name for name in MODULES if MODULES[name].ours & within} <= within
+    assert {name for name in MODULES if MODULES[name].late & within} == {"app"}
 
 
 def test_an_engine_runs_without_the_sdk() -> None:
@@ -181,7 +189,8 @@ def test_the_command_line_starts_without_the_sdk() -> None:
     assert MODULES["cli.start"].late == {"cli.main", "cli.serving"}
     assert MODULES["cli.serving"].late == {"app"}
     speaking = {name for name, found in MODULES.items() if found.all_ours & {"app", "cli.demo"}}
-    assert speaking == {"cli.main", "cli.serving"}
+    assert speaking == {"cli.main", "cli.serving", "cli.http"}
+    assert MODULES["cli.http"].late == {"app"}
     assert "cli.demo" in MODULES["cli.main"].late
     assert not reach("cli.serving") & {*SDK, "typer"}
     assert not reach("cli.main") & SDK

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from platformdirs import user_config_path, user_state_path
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from taskorch.domain import recipe
 from taskorch.domain.errors import shown
@@ -18,6 +19,7 @@ from taskorch.work.policy import parts
 PREFIX = "TASKORCH_"
 TABLES = frozenset({"recipes"})  # what only config.toml can say
 TOOLSETS = ("core", "worker", "board")
+TOKEN = re.compile("[A-Za-z0-9._~-]{16,200}")  # what needs no quoting, in a header or an address
 GIVEN_BY_US = {"TASKORCH_TASK_ID", "TASKORCH_ATTEMPT", "TASKORCH_IDEMPOTENCY_KEY", "TASKORCH_WITHIN"}  # no settings
 
 
@@ -58,6 +60,12 @@ def _keys(limits: dict[str, int]) -> dict[str, int]:
         if not 1 <= len(key) <= 200:
             raise ValueError(f"{shown(key)} cannot be a concurrency_key, which has 1 to 200 characters")
     return limits
+
+
+def _token(token: SecretStr) -> SecretStr:
+    if not TOKEN.fullmatch(token.get_secret_value()):
+        raise ValueError("must be 16 to 200 letters, digits or any of -._~; leave it out to have one made")
+    return token
 
 
 def _toolsets(text: str) -> str:
@@ -117,6 +125,11 @@ class Settings(BaseModel):
         False
     )
     cleanup_interval_seconds: Annotated[float, Field(ge=1, description="how often old tasks are removed")] = 3600
+    http_port: Annotated[int, Field(ge=0, le=65_535, description="where taskorch http listens; 0 is a free one")] = 8765
+    http_token: Annotated[
+        Annotated[SecretStr, AfterValidator(_token)] | None,
+        Field(description="what clients of taskorch http must send; without it one is made and kept"),
+    ] = None
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="what goes to stderr")] = (
         "WARNING"
     )

@@ -4,8 +4,13 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from signal import Signals
 from typing import NoReturn, cast
+
+import anyio
+from anyio.abc import TaskStatus
 
 from taskorch.domain.errors import TaskError
 
@@ -14,6 +19,18 @@ FLUSH_SECONDS = 0.1
 LAST_RESORT_SECONDS = 1.4  # the SDK's client sends SIGTERM 2.0 s after it has closed our stdin
 
 log = logging.getLogger(__name__)
+
+
+async def heed(signals: Collection[Signals], told: Callable[[int], None], *, task_status: TaskStatus[None]) -> None:
+    """Call `told` with the number of the first of these signals; the second one ends the process at once."""
+    heard = False
+    with anyio.open_signal_receiver(*signals) as coming:
+        task_status.started()
+        async for number in coming:
+            if heard:
+                leave(128 + number)
+            heard = True
+            told(number)
 
 
 def leave(code: int) -> NoReturn:

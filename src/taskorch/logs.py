@@ -9,7 +9,14 @@ CHARACTERS = 4_000  # of a line
 LINES = 200  # of a traceback, the last ones
 BELOW = "  | "  # begins each line of a traceback: a record begins with its time
 # From here on: below it they tell whole tasks and messages, addresses and session ids, secrets included.
-TALKATIVE = {"aiosqlite": logging.INFO, "mcp": logging.INFO, "mcp.client": logging.WARNING, "httpx2": logging.WARNING}
+TALKATIVE = {
+    "aiosqlite": logging.INFO,
+    "mcp": logging.INFO,
+    "mcp.client": logging.WARNING,
+    "httpx2": logging.WARNING,
+    "sse_starlette": logging.INFO,
+    "uvicorn": logging.ERROR,  # of bytes that are no HTTP anybody may send as many as he likes
+}
 # Whatever ends a line, moves a terminal's cursor, or turns the direction of writing.
 UNSAFE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -37,7 +44,7 @@ def start(level: str) -> None:
     handler.setFormatter(Plain(FORMAT))
     logging.basicConfig(level=level, handlers=[handler])
     for name, least in TALKATIVE.items():
-        logging.getLogger(name).setLevel(least)
+        logging.getLogger(name).setLevel(max(least, logging.getLogger().level))
 
 
 def _below(text: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import SecretStr
+
 from taskorch.config import PREFIX, TABLES, Settings, config_file
 
 FLAG, ENVIRONMENT, FILE, DEFAULT = "flag", "environment", "file", "default"
@@ -49,7 +51,7 @@ def _written() -> set[str]:
 def _value(name: str, value: Any) -> Any:
     if name in TABLES:
         return sorted(value)
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | SecretStr) else value  # of a secret that is asterisks
 
 
 def _text(value: Any) -> str:

@@ -70,12 +70,36 @@ for command in (steering.rm, seeing.stats, seeing.top):
 @cli.command()
 def worker(context: typer.Context, state_dir: StateDir = None) -> None:
     """Run tasks with no host attached, until SIGTERM or Ctrl-C; then what works is given back or goes on by itself."""
-    from taskorch.cli.working import keep_to_stderr, work
+    from taskorch.cli.unattended import keep_to_stderr
+    from taskorch.cli.working import work
     from taskorch.leaving import leave
 
     settings = read_settings(flags(context, state_dir))
     keep_to_stderr()
     leave(anyio.run(work, settings))
+
+
+@cli.command()
+def http(
+    context: typer.Context,
+    port: Annotated[int | None, typer.Option(help="Where to listen; 0 is a free port. TASKORCH_HTTP_PORT.")] = None,
+    host: Annotated[str, typer.Option(help="An address of this machine alone.")] = "127.0.0.1",
+    token: Annotated[
+        str | None, typer.Option(help="What clients must send; others see it in `ps`: better TASKORCH_HTTP_TOKEN.")
+    ] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Serve the board, the REST API and MCP over HTTP, to this machine alone, until SIGTERM or Ctrl-C.
+
+    Prints the address that opens the board. Clients send the token that is in it; it is kept in STATE_DIR/http-token.
+    """
+    from taskorch.cli.http import listener, serve
+    from taskorch.cli.unattended import keep_to_stderr
+    from taskorch.leaving import leave
+
+    settings = read_settings({**flags(context, state_dir), "http_port": port, "http_token": token})
+    keep_to_stderr()
+    leave(anyio.run(serve, settings, listener(host, settings.http_port)))
 
 
 @config.command("show")

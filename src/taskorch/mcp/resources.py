@@ -75,7 +75,7 @@ class Resources:
         tasks = await self._newest()
         if ctx.session.can_send_request:
             self._lister = ctx.session
-        self._listed = [task.id for task in tasks]
+            self._listed = [task.id for task in tasks]
         static = [
             mt.Resource(uri=uri, name=title, title=title, description=text, mime_type="application/json")
             for uri, title, text in STATIC

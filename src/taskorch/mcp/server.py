@@ -68,11 +68,15 @@ def _instructions(service: Service) -> str:
     return INSTRUCTIONS + (OF_TOOLS if TOOL in service.kinds else "") + (WORKERS if WORKER in service.toolsets else "")
 
 
-def build_server(service: Service, resources: Resources) -> Server[Any]:
-    """The server, ready for `Server.run`. It owns nothing: the store and the pool live around it, in `app`."""
+def build_server(service: Service, resources: Resources, one_client: bool = True) -> Server[Any]:
+    """The server, ready for `Server.run`. It owns nothing: the store and the pool live around it, in `app`.
+
+    `one_client`: all requests are one client's, who can be told later of what it subscribed to by 2025-11-25.
+    """
     prompts = Prompts(service)
     known = offered(service.toolsets)
     tools = mt.ListToolsResult(tools=[_describe(name, tool) for name, tool in known.items()])
+    schemas = {tool.name: tool.input_schema for tool in tools.tools}  # else the SDK lists the tools at each call
 
     async def list_tools(ctx: Ctx, params: mt.PaginatedRequestParams | None) -> mt.ListToolsResult:
         return tools
@@ -108,9 +112,10 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
         on_list_prompts=prompts.list,
         on_get_prompt=private(prompts.get),
         on_completion=private(complete),
-        on_subscribe_resource=private(resources.subscribe),
-        on_unsubscribe_resource=resources.unsubscribe,
+        on_subscribe_resource=private(resources.subscribe) if one_client else None,
+        on_unsubscribe_resource=resources.unsubscribe if one_client else None,
         on_subscriptions_listen=private(resources.listen),
+        get_tool_input_schema=schemas.get,
         cache_hints={
             "server/discover": CacheHint(STATIC_MS, "public"),
             "tools/list": CacheHint(STATIC_MS, "public"),
@@ -121,7 +126,16 @@ def build_server(service: Service, resources: Resources) -> Server[Any]:
     if BOARD in service.toolsets:
         server.extensions[apps.EXTENSION] = {}
     server.middleware.append(_sealing())
+    if not one_client:
+        server.middleware.append(_refuse_subscriptions)
     return server
+
+
+async def _refuse_subscriptions(ctx: Ctx, call_next: CallNext) -> HandlerResult:
+    if ctx.method == "resources/subscribe":
+        text = "No subscriptions over HTTP by 2025-11-25: listen by 2026-07-28 (subscriptions/listen), or use stdio."
+        raise MCPError(mt.METHOD_NOT_FOUND, text, ctx.method)
+    return await call_next(ctx)
 
 
 def _sealing() -> ServerMiddleware[Any]:
