@@ -1,4 +1,4 @@
-"""The REST API of a running engine as an ASGI application, behind a guard that knows one token."""
+"""The REST API of a running engine as an ASGI application, behind the guard of a server."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -9,42 +9,45 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from taskorch import engine
+from taskorch.calls.service import Service
 from taskorch.config import Settings
-from taskorch.http.envelope import HANDLERS, failure
-from taskorch.http.rest import routes
+from taskorch.http.flights import Flights
+from taskorch.http.guard import Gate, Guard
+from taskorch.http.site import site
+from taskorch.http.token import Token
 
-TOKEN = "token-of-a-test"
+PORT = 8100
+URL = f"http://127.0.0.1:{PORT}"
+TOKEN = "token-of-a-test-that-is-long-enough"
 WITH_TOKEN = {"Authorization": f"Bearer {TOKEN}"}
 
 
-class Guard:
-    """What stands before the API in a server, as far as these tests need it."""
+def guarded(service: Service) -> ASGIApp:
+    """All that `taskorch http` answers but MCP."""
+    token = Token(TOKEN, PORT)
+    return Guard(site(service, _no_mcp), Gate("127.0.0.1", PORT, token), token, Flights())
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+
+class Application:
+    """ASGI: an engine that runs as long as its lifespan, and what is asked of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        @asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncGenerator[None]:
+            async with engine.running(settings, Path(settings.state_dir)) as running:
+                self._answering = guarded(running.service)
+                yield
+
+        self._living = Starlette(lifespan=lifespan)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        authorised = dict(scope["headers"]).get(b"authorization") == WITH_TOKEN["Authorization"].encode()
-        if not authorised and scope["path"] != "/health":
-            return await failure("UNAUTHORIZED", "A token is needed.")(scope, receive, send)
-        scope.setdefault("state", {})["authorised"] = authorised
-        await self._app(scope, receive, send)
-
-
-def application(settings: Settings) -> ASGIApp:
-    """One that starts its engine with its lifespan. Commands stay as closed as the settings say."""
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
-        async with engine.running(settings, Path(settings.state_dir)) as running:
-            app.router.routes.extend(routes(running.service))
-            yield
-
-    return Guard(Starlette(lifespan=lifespan, exception_handlers=HANDLERS))
+        await (self._living if scope["type"] == "lifespan" else self._answering)(scope, receive, send)
 
 
 def closed(folder: Path, **given: Any) -> Settings:
     """Settings under which no task can touch the machine."""
     return Settings(**{"state_dir": folder / "state", "allow_commands": "", "concurrency": 2, **given})
+
+
+async def _no_mcp(scope: Scope, receive: Receive, send: Send) -> None:
+    raise NotImplementedError

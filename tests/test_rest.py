@@ -10,14 +10,12 @@ import anyio
 import httpx2
 import pytest
 from clients import Gate, size
-from rests import WITH_TOKEN, Guard, closed
-from starlette.applications import Starlette
+from rests import URL, WITH_TOKEN, closed, guarded
 
 from taskorch import engine
 from taskorch.domain.errors import NotFound, StoreError
-from taskorch.http.envelope import HANDLERS, failure, success
+from taskorch.http.envelope import failure, success
 from taskorch.http.operations import OPERATIONS
-from taskorch.http.rest import routes
 from taskorch.storage import listing
 from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store
@@ -83,9 +81,8 @@ def given() -> Facts:
 @pytest.fixture
 async def rest(tmp_path: Path, given: Facts) -> AsyncIterator[Rest]:
     async with engine.running(closed(tmp_path, **given), tmp_path) as running:
-        app = Guard(Starlette(routes=routes(running.service), exception_handlers=HANDLERS))
-        transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://rest", headers=WITH_TOKEN) as http:
+        transport = httpx2.ASGITransport(app=guarded(running.service), raise_app_exceptions=False)
+        async with httpx2.AsyncClient(transport=transport, base_url=URL, headers=WITH_TOKEN) as http:
             yield Rest(http)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from rests import TOKEN, application, closed
+from rests import URL, WITH_TOKEN, Application, closed
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, events, from_schema
 from schemathesis.python.asgi import shutdown_lifespans
@@ -25,7 +25,7 @@ CHECKS: dict[str, Any] = {
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[ASGIApp]:
     """Of a server that runs `echo` and `sleep`, and no commands."""
-    yield application(closed(tmp_path, toolsets="core,worker"))
+    yield Application(closed(tmp_path, toolsets="core,worker"))
     shutdown_lifespans()
 
 
@@ -35,14 +35,16 @@ def broken(app: ASGIApp, max_examples: int, phases: tuple[str, ...]) -> tuple[li
         {
             "seed": SEED,
             "continue-on-failure": True,
-            "headers": {"Authorization": f"Bearer {TOKEN}"},
+            "headers": WITH_TOKEN,
+            "base-url": URL,
             "generation": {"max-examples": max_examples, "deterministic": True, "database": "none"},
             "checks": CHECKS,
             "phases": {name: {"enabled": name in phases} for name in ("examples", "coverage", "fuzzing", "stateful")},
         }
     )
+    host = URL.removeprefix("http://")
     schema = schemathesis.openapi.from_asgi(
-        "/api/openapi.json", app, config=config, headers={"Authorization": f"Bearer {TOKEN}"}
+        "/api/openapi.json", app, config=config, headers=WITH_TOKEN | {"Host": host}
     )
     found: list[str] = []
     requests = 0
