@@ -28,6 +28,7 @@ from taskorch.storage.database import open_database
 from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store
 from taskorch.work import supervised
+from taskorch.work.attempt import prepared
 from taskorch.work.command import Command
 from taskorch.work.following import make_folder
 from taskorch.work.peers import Peers
@@ -99,8 +100,8 @@ async def tasks(folder: Path, runs: int, slots: int) -> float:
             new = NewTask("command", {"argv": ["/bin/true"]}, 1, 60.0)
             for _ in range(runs):
                 await store.add(new)
-            fill = Results(Queries(database).get_many, folder / "output").fill
-            worker = Worker(store, peers, owner, {"command": kind}, slots, room=partial(has_room, folder), prepare=fill)
+            run = prepared(Results(Queries(database).get_many, folder / "output").fill)
+            worker = Worker(store, peers, owner, {"command": kind}, slots, room=partial(has_room, folder), run=run)
             with store.listening(heard):
                 async with anyio.create_task_group() as group:
                     began = time.perf_counter()

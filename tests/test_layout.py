@@ -24,7 +24,9 @@ SOURCE = ROOT / "src" / "taskorch"
 SETTINGS = "docs/reference/settings.md"
 LINES = 320  # a file that outgrows this has found its seam
 
-DOMAIN, STORAGE, WORK, CALLS, MCP, HTTP, CLI = FOLDERS = ("domain", "storage", "work", "calls", "mcp", "http", "cli")
+DOMAIN, STORAGE, TELEMETRY, WORK, CALLS, MCP, HTTP, CLI = FOLDERS = (
+    *("domain", "storage", "telemetry", "work", "calls", "mcp", "http", "cli"),
+)
 TOP = {"__init__", "__main__", "app", "config", "engine", "leaving", "logs", "parent"}
 PURE = {  # what the domain may use of others
     *("collections", "cronsim", "dataclasses", "datetime", "difflib", "enum", "functools", "itertools", "jmespath"),
@@ -124,9 +126,23 @@ def test_the_store_knows_nothing_of_those_who_use_it(name: str) -> None:
     assert {folder(found) for found in MODULES[name].all_ours} <= {DOMAIN, STORAGE}
 
 
+@pytest.mark.parametrize("name", of(TELEMETRY))
+def test_what_is_told_to_observers_knows_nothing_of_those_who_tell_it(name: str) -> None:
+    assert {folder(found) for found in MODULES[name].all_ours} <= {DOMAIN, TELEMETRY}
+
+
+def test_opentelemetry_is_known_in_one_place_which_loads_it_only_where_somebody_records() -> None:
+    knowing = {name for name in MODULES if "opentelemetry" in MODULES[name].others}
+    assert {folder(name) for name in knowing} == {TELEMETRY}
+    for name in knowing:
+        top = ast.parse(file(name).read_text()).body
+        loaded = [node for node in top if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not [node for node in loaded if "opentelemetry" in ast.unparse(node)]
+
+
 @pytest.mark.parametrize("name", of(DOMAIN, STORAGE, WORK))
 def test_the_running_side_knows_nothing_of_those_who_call(name: str) -> None:
-    assert {folder(found) for found in MODULES[name].all_ours} <= {DOMAIN, STORAGE, WORK}
+    assert {folder(found) for found in MODULES[name].all_ours} <= {DOMAIN, STORAGE, TELEMETRY, WORK}
 
 
 def test_the_running_side_uses_the_sdk_only_as_a_client_of_other_servers_and_loads_it_only_then() -> None:
@@ -140,7 +156,7 @@ def test_the_running_side_uses_the_sdk_only_as_a_client_of_other_servers_and_loa
 
 @pytest.mark.parametrize("name", of(CALLS))
 def test_what_a_call_means_does_not_depend_on_who_makes_it(name: str) -> None:
-    assert {folder(one) for one in MODULES[name].all_ours} <= {DOMAIN, STORAGE, WORK, CALLS}
+    assert {folder(one) for one in MODULES[name].all_ours} <= {DOMAIN, STORAGE, TELEMETRY, WORK, CALLS}
     assert not MODULES[name].others & SDK
 
 
@@ -148,7 +164,7 @@ def test_what_a_call_means_does_not_depend_on_who_makes_it(name: str) -> None:
 def test_a_call_starts_no_work(name: str) -> None:
     """It has it done through the store; of the running side it reads the output files alone."""
     found = MODULES[name].all_ours
-    assert {folder(one) for one in found} <= {DOMAIN, STORAGE, WORK, CALLS, MCP}
+    assert {folder(one) for one in found} <= {DOMAIN, STORAGE, TELEMETRY, WORK, CALLS, MCP}
     assert {one for one in found if folder(one) == WORK} <= {"work.output"}
 
 

@@ -126,7 +126,7 @@ def test_a_file_of_the_first_version_keeps_its_tasks(path: Path, monkeypatch: py
         )
     schema.make_ready(path)
     assert user_version(path) == TODAY
-    assert ask(path, "SELECT id, name FROM tasks") == [("t0123456789abcdef", "old")]
+    assert ask(path, "SELECT id, name, trace FROM tasks") == [("t0123456789abcdef", "old", None)]
     assert ask(path, "SELECT * FROM removed") == []
 
 

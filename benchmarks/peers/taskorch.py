@@ -19,6 +19,7 @@ from taskorch.storage.database import open_database
 from taskorch.storage.queries import Queries
 from taskorch.storage.store import Change, Store
 from taskorch.storage.watch import Watch
+from taskorch.work.attempt import prepared
 from taskorch.work.bell import Bell
 from taskorch.work.handlers import Handler
 from taskorch.work.peers import Peers
@@ -63,7 +64,7 @@ class Adapter(Peer):
         self.working.enter_context(self.store.listening(self._heard))
         room, fill = partial(has_room, self.folder), Results(self.queries.get_many, self.folder / "output").fill
         kinds = {"noop": Handler(noop)}
-        self.worker = Worker(self.store, self.peers, self.owner, kinds, SLOTS, room=room, prepare=fill)
+        self.worker = Worker(self.store, self.peers, self.owner, kinds, SLOTS, room=room, run=prepared(fill))
         group = await self.working.enter_async_context(anyio.create_task_group())
         await group.start(self.worker.run)
 

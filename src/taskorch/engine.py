@@ -21,12 +21,16 @@ from taskorch.domain.kind import Kind as TaskKind
 from taskorch.domain.outside import OUTSIDE, Outside
 from taskorch.domain.task import COMMAND, TOOL
 from taskorch.storage.database import Database, open_database
+from taskorch.storage.moves import tell
 from taskorch.storage.outside import OutsideStore
 from taskorch.storage.place import LEAST_FREE_BYTES, free_bytes
 from taskorch.storage.queries import Queries
+from taskorch.storage.reading import depth
 from taskorch.storage.store import Store
 from taskorch.storage.watch import Watch
-from taskorch.work.attempt import Kind
+from taskorch.telemetry import instruments, providers, spans
+from taskorch.telemetry.instruments import Now
+from taskorch.work.attempt import Kind, prepared
 from taskorch.work.bell import Bell
 from taskorch.work.command import Command
 from taskorch.work.connections import Connections
@@ -39,6 +43,7 @@ from taskorch.work.policy import Policy, parts
 from taskorch.work.recipes import load_recipes
 from taskorch.work.remote import RemoteTool
 from taskorch.work.results import Results
+from taskorch.work.watched import watched
 from taskorch.work.worker import Worker
 
 DAY_MS = 86_400_000
@@ -87,6 +92,8 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
     state = settings.state_dir
     refuse_own(state, os.environ)
     kinds = load_kinds(settings, start)
+    providers.start(__version__)
+    traces = spans.recorder(__version__)
     folder = state / "output"
     async with opened(settings) as database:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -100,9 +107,15 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
             room = partial(has_room, state)
             owner = await store.register(peers.uuid, os.getpid(), __version__, sorted(kinds.claimable))
             idle = serving(settings, database, store, kinds.all)
-            fill = Results(idle.queries.get_many, folder).fill
+            run = watched(prepared(Results(idle.queries.get_many, folder).fill), traces)
             taken_over = {COMMAND: kinds.command}
-            worker = Worker(store, peers, owner, kinds.claimable, settings.concurrency, taken_over, room, fill)
+            worker = Worker(store, peers, owner, kinds.claimable, settings.concurrency, taken_over, room, run)
+            now = Now(partial(depth, state / "taskorch.db"), settings.concurrency, lambda: worker.busy)
+            measures = instruments.recorder(__version__, now)
+            if traces:
+                tell(database, partial(traces.taken_over, owner))
+            if measures:
+                tell(database, measures.count)
             pool = Pool(settings.concurrency, lambda: worker.busy, lambda: worker.silent)
             service = replace(idle, pool=pool)
             housekeeper = Housekeeper(
@@ -131,6 +144,8 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
                             await store.leave(owner)
                         except StoreError as error:  # the others will find this server gone
                             log.warning("could not sign off: %s", error)
+                        if traces or measures:
+                            await anyio.to_thread.run_sync(providers.flush)
                 group.cancel_scope.cancel()
 
 

@@ -23,6 +23,7 @@ from taskorch.domain.outside import OUTSIDE, check_kind, is_outside
 from taskorch.domain.task import RECIPE, TOOL, NewTask, Priority, Status, Task
 from taskorch.storage.additions import Wish
 from taskorch.storage.listing import Filters
+from taskorch.telemetry import context
 from taskorch.work import output
 
 DELETE_SECONDS = 25.0  # how long delete_task waits for a working task to end
@@ -102,7 +103,7 @@ async def cancel_task(service: Service, call: Call, a: args.CancelTask) -> Reply
 async def retry_task(service: Service, call: Call, a: args.RetryTask) -> Reply:
     task = await service.queries.resolve(a.task_id)
     run_at = service.store.now() + round(a.delay_seconds * 1000) if a.delay_seconds else None
-    after = await service.store.retry(task.id, run_at, call.by)
+    after = await service.store.retry(task.id, run_at, call.by, context.current())
     return task_reply(after, await service.view([after]), "Retrying ")
 
 
@@ -204,6 +205,7 @@ def new_task(service: Service, a: args.TaskWish) -> NewTask:
         retry=retry,
         concurrency_key=a.concurrency_key,
         schedule=None if a.schedule is None else timing.wished(a.schedule),
+        trace=context.current(),
     )
 
 

@@ -18,6 +18,7 @@ from taskorch.domain.outside import is_outside
 from taskorch.domain.task import COMMAND
 from taskorch.storage.reading import missing, open_reader
 from taskorch.storage.store import Store
+from taskorch.telemetry.context import called_from
 from taskorch.work.bell import Bell
 from taskorch.work.peers import Peers, refuse_foreign
 from taskorch.work.recipes import load_recipes
@@ -57,7 +58,8 @@ async def changing(
         async with anyio.create_task_group() as group:
             group.start_soon(bell.run)
             try:
-                yield engine.serving(settings, opened, store, kinds or {})
+                with called_from(os.environ):
+                    yield engine.serving(settings, opened, store, kinds or {})
             finally:
                 bell.ring()
             group.cancel_scope.cancel()

@@ -72,6 +72,7 @@ def create(new: NewTask, *, seq: int, task_id: str, now: int, blocked: bool = Fa
         ready=new.concurrency_key is None,
         retry=new.retry,
         schedule=schedule,
+        trace=new.trace,
         blocked=blocked,
         run_at=run_at,
         expires_at=new.expires_at,
@@ -181,10 +182,10 @@ def bring_back(task: Task, parents: Parents, now: int) -> Task:
     return retry(task, task.run_at, now, blocked=parents.unfinished)
 
 
-def retry(task: Task, run_at: int | None, now: int, blocked: bool = False) -> Task:
+def retry(task: Task, run_at: int | None, now: int, blocked: bool = False, trace: str | None = None) -> Task:
     """failed or cancelled → waiting, with at least one more start; the history and the attempt number stay.
 
-    `blocked`: a task that it depends on has not ended.
+    `blocked`: a task that it depends on has not ended. `trace`: of who asks, None: it keeps the one that it has.
     """
     if task.status not in (Status.FAILED, Status.CANCELLED):
         raise Conflict(f"{task.label} is {task.status}; retry_task works on failed and cancelled tasks.{_hint(task)}")
@@ -199,6 +200,7 @@ def retry(task: Task, run_at: int | None, now: int, blocked: bool = False) -> Ta
         max_attempts=max(task.max_attempts, task.attempt - task.interruptions + 1),
         paused=False,
         blocked=blocked,
+        trace=trace or task.trace,
         expires_at=None if expired else task.expires_at,
         cancel_requested_at=None,
         cancel_reason=None,

@@ -111,7 +111,10 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """What a client asks for. `run_at` and `expires_at` are milliseconds since the epoch."""
+    """What a client asks for. `run_at` and `expires_at` are milliseconds since the epoch.
+
+    `trace`: the W3C trace context of who asks, as `telemetry.context` writes it.
+    """
 
     kind: str
     payload: Mapping[str, Any]
@@ -126,6 +129,7 @@ class NewTask:
     concurrency_key: str | None = None
     retry: Retry | None = None
     schedule: Schedule | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,7 @@ class Task:
     concurrency_key: str | None
     retry: Retry | None
     schedule: Schedule | None
+    trace: str | None
     progress: Progress | None
     result: Any
     error: Error | None
@@ -225,6 +230,7 @@ BLANK = Task(
     concurrency_key=None,
     retry=None,
     schedule=None,
+    trace=None,
     progress=None,
     result=None,
     error=None,

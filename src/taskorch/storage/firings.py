@@ -88,4 +88,5 @@ def _wanted(task: Task, schedule: Schedule, at: int) -> NewTask:
         labels=task.labels,
         concurrency_key=task.concurrency_key,
         retry=task.retry,
+        trace=task.trace,
     )

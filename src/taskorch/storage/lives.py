@@ -13,7 +13,9 @@ from taskorch.storage.rows import BY_ID, COLUMNS, dumps, encoded, from_row
 
 RETRIES = "SELECT at, detail FROM events WHERE task = ? AND event = 'retried' ORDER BY id"
 COUNT = "SELECT count(*) FROM events WHERE task = ? AND event = 'retried'"
-KEPT = tuple(name for name in COLUMNS if name not in ("seq", "id", "kind", "name", "payload", "labels", "created_at"))
+KEPT = tuple(
+    name for name in COLUMNS if name not in ("seq", "id", "kind", "name", "payload", "labels", "trace", "created_at")
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ the file in the ordinary way would make one: then it is read as a file that stan
 
 import sqlite3
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,8 @@ SETTINGS = (
     "PRAGMA busy_timeout=1000",  # a reader waits only while a crashed server's WAL is recovered
     "PRAGMA trusted_schema=OFF",
 )
+LIVE = "SELECT status, sum(tasks) FROM counts WHERE status IN ('waiting', 'working') GROUP BY status"
+READY = "SELECT count(*) FROM tasks WHERE ready = 1"
 
 Which = tuple[int, int]  # a file: device and inode
 Stand = tuple[int, ...] | None  # how a file that stands still is: time of its last change, size; None: it is shared
@@ -118,6 +120,21 @@ class Reader(Database):
                 f"{schema.version()}). It was left as it is: a server of this version that starts converts it, and "
                 "keeps a copy."
             )
+
+
+def depth(path: Path) -> dict[str, int] | None:
+    """The `waiting`, `working` and `ready` tasks of a database that this process has open; None: it has it no more.
+
+    From any thread: it blocks, by a connection of its own.
+    """
+    if not path.with_name(f"{path.name}-wal").exists():  # nobody has it open: to open it would make one
+        return None
+    try:
+        with closing(_connect(path, "mode=ro")) as connection:
+            connection.execute("BEGIN")
+            return {**dict(connection.execute(LIVE)), "ready": connection.execute(READY).fetchone()[0]}
+    except sqlite3.Error:  # who collects asks again
+        return None
 
 
 def missing(path: Path) -> NoStore:

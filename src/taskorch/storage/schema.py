@@ -42,7 +42,7 @@ def run_script(name: str) -> Step:
 # Each brings a file from the version that is its place to the next.
 STEPS: Sequence[Step] = (
     run_script("schema.sql"),
-    *(run_script(f"migrations/{number:03}.sql") for number in range(2, 5)),
+    *(run_script(f"migrations/{number:03}.sql") for number in range(2, 6)),
 )
 
 

@@ -153,11 +153,11 @@ class Store:
 
         return await self._database.write(cancel)
 
-    async def retry(self, task_id: str, run_at: int | None, by: str) -> Task:
+    async def retry(self, task_id: str, run_at: int | None, by: str, trace: str | None = None) -> Task:
         def retry(tx: Transaction) -> Task:
             before = load(tx, task_id)
             parents = dependencies.state(tx, before)
-            after = rules.retry(before, run_at, self.now(), parents.unfinished)
+            after = rules.retry(before, run_at, self.now(), parents.unfinished, trace)
             dependencies.refuse_retry(before, parents)
             save(tx, before, after)
             note(tx, after, "retried", by, lives.last_words(before))

@@ -1,6 +1,6 @@
 """What a kind sees of the work it runs: one attempt, how it may be asked to end, and what it may leave behind."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum, IntEnum, auto
 from typing import Protocol
 
@@ -79,11 +79,6 @@ class Attempt:
             callback()
 
 
-async def ready(attempt: Attempt) -> Outcome | None:
-    """Nothing is to be done before an attempt."""
-    return None
-
-
 class Kind(TaskKind, Protocol):
     """A sort of work that this server can run."""
 
@@ -98,6 +93,25 @@ class Kind(TaskKind, Protocol):
     async def inspect(self, task: Task) -> Remains:
         """What is left of an attempt whose server died."""
         ...
+
+
+Run = Callable[[Kind, Attempt], Awaitable[Outcome | None]]  # what an attempt is, from its begin to its outcome
+
+
+async def run(kind: Kind, attempt: Attempt) -> Outcome | None:
+    """An attempt: the kind does it, unless it was asked to end before it began."""
+    return unbegun(attempt.ending) if attempt.ending and not attempt.adopted else await kind.run(attempt)
+
+
+def prepared(prepare: Callable[[Attempt], Awaitable[Outcome | None]]) -> Run:
+    """An attempt before which something is to be done, which may end it."""
+
+    async def run_prepared(kind: Kind, attempt: Attempt) -> Outcome | None:
+        if attempt.ending or attempt.adopted:
+            return await run(kind, attempt)
+        return await prepare(attempt) or await kind.run(attempt)
+
+    return run_prepared
 
 
 def kind_of(task: Task, known: Mapping[str, Kind]) -> Kind | None:

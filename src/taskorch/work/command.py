@@ -17,6 +17,7 @@ from taskorch.domain.errors import InvalidInput, readable, shown
 from taskorch.domain.fields import plain_schema
 from taskorch.domain.readiness import NEVER_RETRIED
 from taskorch.domain.task import HIDDEN, Cancelled, Completed, Failed, Interrupted, Outcome, Reason, Task
+from taskorch.telemetry import context
 from taskorch.work import output, supervised
 from taskorch.work.attempt import Attempt, Ending, Remains, unbegun
 from taskorch.work.environment import inherited
@@ -275,6 +276,7 @@ class Command:
     def _environment(self, task: Task, given: Mapping[str, str]) -> dict[str, str]:
         return {
             **inherited(self._passed),
+            **context.variables(),
             **given,
             **marks(task),
         }

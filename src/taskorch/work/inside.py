@@ -12,6 +12,7 @@ from anyio.abc import TaskStatus
 
 from taskorch.domain.task import Completed, Failed, Outcome, Reason
 from taskorch.storage.rows import from_row
+from taskorch.telemetry import context, providers
 from taskorch.work import outcomes
 from taskorch.work.attempt import Attempt, Ending
 from taskorch.work.handlers import Handler, load_handlers
@@ -41,6 +42,7 @@ def main(job: Job) -> NoReturn:
     if not isinstance(outcome, Completed | Failed):
         _leave(CUT_SHORT)
     teller.end(outcome)
+    providers.flush()
     _leave(0)
 
 
@@ -51,7 +53,10 @@ def _outcome(attempt: Attempt, modules: str) -> Outcome | None:
         log.warning("the handlers could not be imported", exc_info=error)
         return Failed(Reason.SPAWN_ERROR, f"its handlers could not be imported: {outcomes.failed(error).message}")
     if handler := kinds.get(attempt.task.kind):
-        return anyio.run(_run, handler, attempt)
+        if "TRACEPARENT" in os.environ:  # the attempt is recorded
+            providers.start()
+        with context.continued(os.environ):
+            return anyio.run(_run, handler, attempt)
     return Failed(Reason.SPAWN_ERROR, f"no module of TASKORCH_HANDLERS registers the kind {attempt.task.kind!r}")
 
 

@@ -19,6 +19,7 @@ import anyio.to_thread
 
 from taskorch.domain.task import Failed, Interrupted, Outcome, Reason, Task
 from taskorch.storage.rows import to_values
+from taskorch.telemetry import context
 from taskorch.work import output, supervised
 from taskorch.work.attempt import Attempt, Ending, Remains, unbegun
 from taskorch.work.following import (
@@ -133,7 +134,7 @@ class Isolated(Handler):
             argv=INTERPRETER,
             cwd=str(self._start),
             roots=(),
-            env={**os.environ, **marks(task)},
+            env={**os.environ, **context.variables(), **marks(task)},
             stdin=json.dumps(job),
             timeout_seconds=task.timeout_seconds,
             grace_seconds=self._grace_seconds,

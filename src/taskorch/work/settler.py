@@ -11,6 +11,7 @@ from taskorch.domain.errors import StoreError
 from taskorch.domain.task import Failed, Outcome, Reason, Task
 from taskorch.storage.ends import End
 from taskorch.storage.store import Store
+from taskorch.telemetry.context import on_record
 
 LOST = "task %s attempt %s is no longer ours; its end is dropped"
 MOST = 64  # so many ends may wait for their commit; the slots wait then
@@ -68,7 +69,7 @@ class Settler:
                 self._ends = ends + self._ends
                 return False
             for task in lost:
-                log.warning(LOST, task.id, task.attempt)
+                log.warning(LOST, task.id, task.attempt, extra=on_record(task.id, task.attempt))
         self._written.set()
         self._written = anyio.Event()
         self._on_written(time.perf_counter() - began)
@@ -84,6 +85,7 @@ class Settler:
             if len(ends) > 1:
                 return [lost for end in ends for lost in await self._store_together([end])]
             task, _, started_at = ends[0]
-            log.exception("task %s attempt %s: its end cannot be stored", task.id, task.attempt)
+            key = task.id, task.attempt
+            log.exception("task %s attempt %s: its end cannot be stored", *key, extra=on_record(*key))
             failed = Failed(Reason.ERROR, "its end could not be stored; the server's log says more", retryable=False)
             return await self._store.settle_all([(task, failed, started_at)])

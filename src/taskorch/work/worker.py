@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -15,7 +15,8 @@ from taskorch.domain.task import Failed, Interrupted, Outcome, Reason, Status, T
 from taskorch.storage.feeding import Pool
 from taskorch.storage.servers import Peer
 from taskorch.storage.store import Change, Store
-from taskorch.work.attempt import Attempt, Ending, Kind, Remains, kind_of, left_as, ready, unbegun
+from taskorch.telemetry.context import on_record
+from taskorch.work.attempt import Attempt, Ending, Kind, Remains, Run, kind_of, left_as, run
 from taskorch.work.pace import Pace
 from taskorch.work.peers import Peers
 from taskorch.work.settler import LOST, Settler
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 class Worker:
     """`kinds`: what may be claimed, while the disk has `room`. `others`: kinds that are only taken over.
 
-    `prepare` comes before each attempt, and may end it.
+    `run` is what each attempt is.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Worker:
         slots: int,
         others: Mapping[str, Kind] | None = None,
         room: Callable[[], bool] = lambda: True,
-        prepare: Callable[[Attempt], Awaitable[Outcome | None]] = ready,
+        run: Run = run,
     ) -> None:
         self._store = store
         self._peers = peers
@@ -54,7 +55,7 @@ class Worker:
         self._known = {**(others or {}), **kinds}
         self._slots = slots
         self._room = room
-        self._prepare = prepare
+        self._run = run
         self._queue: deque[Task] = deque()  # claimed, not begun
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._unwanted: set[tuple[str, int]] = set()  # attempts that were cancelled before they began
@@ -143,7 +144,7 @@ class Worker:
         try:
             outcome = await self._run(kind, attempt)
         except Exception:
-            log.exception("task %s attempt %s: its kind failed", task.id, task.attempt)
+            log.exception("task %s attempt %s: its kind failed", *key, extra=on_record(*key))
             outcome = Failed(Reason.ERROR, "internal error while running it; the server's log says more")
         finally:
             if self._attempts.get(key) is attempt:  # and not one adopted back meanwhile
@@ -152,17 +153,12 @@ class Worker:
             if pace := self._pace.get(task.kind):
                 pace.ran(time.perf_counter() - began)
             if attempt.ending is Ending.LOST:
-                log.warning(LOST, task.id, task.attempt)
+                log.warning(LOST, *key, extra=on_record(*key))
                 self._work.set()
             elif outcome is not None:
                 self._settler.end(task, outcome, None if adopted else started_at)
             else:
                 self._work.set()
-
-    async def _run(self, kind: Kind, attempt: Attempt) -> Outcome | None:
-        if attempt.ending and not attempt.adopted:
-            return unbegun(attempt.ending)
-        return (None if attempt.adopted else await self._prepare(attempt)) or await kind.run(attempt)
 
     # Claiming.
 
@@ -313,7 +309,9 @@ class Worker:
                     slots.start_soon(self._attempt, mine, True)
                 continue
             if await self._store.settle(task, left_as(remains)):
-                log.warning("took over task %s of server %s (pid %s): %s", task.id, peer.owner, peer.pid, remains.name)
+                which = task.id, peer.owner, peer.pid, remains.name
+                extra = on_record(task.id, task.attempt)
+                log.warning("took over task %s of server %s (pid %s): %s", *which, extra=extra)
                 self._suspects.add(task.id)
         await self._store.leave(peer.owner)
         self._peers.forget(peer.uuid)
