@@ -36,6 +36,7 @@ COMMANDS: dict[str, list[str] | None] = {
     "edit": ["one", "--priority", "low"],
     "rm": ["one"],
     "stats": [],
+    "metrics": [],
     "top": [],
     "worker": None,  # it ends by a signal alone: test_terminal sees what it loads
     "http": None,  # the same, and it does speak MCP

@@ -63,7 +63,7 @@ for command in (
     steering.edit,
 ):
     cli.command()(command)
-for command in (steering.rm, seeing.stats, seeing.top):
+for command in (steering.rm, seeing.stats, seeing.metrics, seeing.top):
     cli.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""The commands that look: ls, show, stats, top."""
+"""The commands that look: ls, show, stats, metrics, top."""
 
 from typing import Annotated, Any
 
@@ -89,6 +89,29 @@ def stats(context: typer.Context, as_json: Json = False, state_dir: StateDir = N
         return Exit.OK
 
     carry_out(count)
+
+
+def metrics(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Print the numbers of this moment for Prometheus, in its text format."""
+    settings = read_settings(flags(context, state_dir))
+
+    async def measure() -> Exit:
+        from taskorch.calls.metrics import facts, measured, rendered
+        from taskorch.cli import session
+
+        async with session.looking(settings) as service:
+            found = await measured(service, await session.seen_servers(service))
+        if as_json:
+            say_json(facts(found))
+        else:
+            typer.echo(rendered(found), nl=False)
+        return Exit.OK
+
+    carry_out(measure)
 
 
 def top(

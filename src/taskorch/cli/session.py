@@ -10,6 +10,7 @@ import anyio
 
 from taskorch import engine
 from taskorch.calls.actions import Call
+from taskorch.calls.metrics import Servers
 from taskorch.calls.service import Service
 from taskorch.config import Settings
 from taskorch.domain.errors import InvalidInput, TaskError
@@ -22,6 +23,7 @@ from taskorch.telemetry.context import called_from
 from taskorch.work.bell import Bell
 from taskorch.work.peers import Peers, refuse_foreign
 from taskorch.work.recipes import load_recipes
+from taskorch.work.worker import SILENT_SECONDS
 
 BY = "the command line"
 
@@ -118,6 +120,14 @@ def _no_answers() -> Generator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+async def seen_servers(service: Service) -> Servers:
+    """The servers on the store, as they show themselves to who looks once."""
+    peers = Peers(service.output_folder.parent / "servers")
+    noted = await service.queries.servers()
+    alive = [server.uuid for server in noted if not peers.is_dead(server.uuid, server.pid, server.started_at)]
+    return Servers(len(alive), sum(peers.beat_age(uuid) >= SILENT_SECONDS for uuid in alive))
 
 
 async def is_served(service: Service, kind: str | None = None) -> bool:

@@ -47,6 +47,8 @@ OLDEST_READY = "SELECT min(created_at) FROM tasks WHERE ready = 1"
 NEXT_RUN = f"SELECT min(run_at) FROM tasks WHERE {IN_TIME}"
 READY_COUNT = "SELECT count(*) FROM tasks WHERE ready = 1"
 OLD = f"{SELECT} WHERE seq > ? ORDER BY seq LIMIT ?"
+RECENT_ATTEMPTS = f"""SELECT outcome, count(*) FROM attempts
+  WHERE task > (SELECT max(seq) FROM tasks) - {EXACT_COUNTS} AND ended_at >= ? GROUP BY outcome"""
 PAGES = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
 
 
@@ -67,10 +69,11 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counts of all stored tasks; ends, durations and hours over what ended in the last 24 hours."""
+    """Counts of all stored tasks, also by status and priority; `ends` of the last 24 hours: status, start, end (ms)."""
 
     by_status: dict[str, int]
     by_priority: dict[str, int]
+    counts: Mapping[tuple[str, int], int]
     ends: list[tuple[str, int | None, int]]
     ready: int
     oldest_ready_at: int | None
@@ -170,6 +173,10 @@ class Queries:
     async def stats(self, now: int) -> Stats:
         return await self._database.read(lambda db: _stats(db, now))
 
+    async def attempts(self, now: int) -> dict[str, int]:
+        """How many attempts ended in the last 24 hours, by outcome; of the newest 100,000 tasks."""
+        return await self._database.read(lambda db: dict(db.execute(RECENT_ATTEMPTS, (now - WINDOW_MS,))))
+
     async def ended(self, since: int, failed: bool, limit: int) -> list[Task]:
         """What failed since then, or what ended otherwise; the last to end first."""
 
@@ -207,6 +214,7 @@ def _stats(db: sqlite3.Connection, now: int) -> Stats:
     return Stats(
         by_status={s: sum(n for (status, _), n in kept.items() if status == s) for s in map(str, Status)},
         by_priority={p.name.lower(): sum(n for (_, priority), n in kept.items() if priority == p) for p in Priority},
+        counts=kept,
         ends=db.execute(RECENT_ENDS, (now - WINDOW_MS,)).fetchall(),
         ready=one(READY_COUNT),
         oldest_ready_at=one(OLDEST_READY),

@@ -108,6 +108,13 @@ class Peers:
         """For how long we have looked at that server's counter and it stood still; a sleep of ours does not count."""
         return self._seen.get(peer_uuid, (0, 0.0, 0.0))[2]
 
+    def beat_age(self, peer_uuid: str) -> float:
+        """Seconds since that server last counted, by the clock: for who looks once. 0 when its file is gone."""
+        try:
+            return max(0.0, time.time() - self._path(peer_uuid).stat().st_mtime)
+        except OSError:
+            return 0.0
+
     def forget(self, peer_uuid: str) -> None:
         """Remove a dead server's files, once its rows are settled."""
         self._path(peer_uuid).unlink(missing_ok=True)
