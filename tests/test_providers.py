@@ -78,7 +78,7 @@ def counting(function: Callable[..., Any], called: list[str]) -> Callable[..., A
 def test_where_nobody_records_an_attempt_is_what_it_was() -> None:
     assert spans.recorder("0") is None
     assert instruments.recorder("0", instruments.Now(lambda: None, 1, lambda: 0)) is None
-    assert watched(run, None) is run
+    assert watched(run, None, named=False) is run
 
 
 def test_a_call_that_nobody_records_is_not_asked_for_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -481,7 +481,7 @@ def test_a_secret_that_the_operator_passes_on_is_nowhere_but_in_the_command(plac
 
 @pytest.mark.parametrize("era", [LEGACY, MODERN])
 def test_a_value_of_a_tasks_environment_is_stored_and_shown_nowhere(era: str, place: Place) -> None:
-    server = place.start(era, log_level="DEBUG")
+    server = place.start(era, log_level="DEBUG", log_format="json" if era == MODERN else "text")
     payload = {"argv": ["sh", "-c", "echo got ${#SECRET}; exec sleep 60"], "env": {"SECRET": CANARY}, "stdin": "x"}
     task = server.call("create_task", payload=payload, name="with-secret")["id"]
     wait_for(lambda: [file for file in place.state.glob("output/*/*/output") if b"got" in file.read_bytes()])

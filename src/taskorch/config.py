@@ -133,6 +133,7 @@ class Settings(BaseModel):
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="what goes to stderr")] = (
         "WARNING"
     )
+    log_format: Annotated[Literal["text", "json"], Field(description="how: for people, or an object a line")] = "text"
     recipes: Annotated[recipe.Recipes, Field(description="commands that the operator has written, by name")] = {}
 
 

@@ -107,7 +107,7 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
             room = partial(has_room, state)
             owner = await store.register(peers.uuid, os.getpid(), __version__, sorted(kinds.claimable))
             idle = serving(settings, database, store, kinds.all)
-            run = watched(prepared(Results(idle.queries.get_many, folder).fill), traces)
+            run = watched(prepared(Results(idle.queries.get_many, folder).fill), traces, settings.log_format == "json")
             taken_over = {COMMAND: kinds.command}
             worker = Worker(store, peers, owner, kinds.claimable, settings.concurrency, taken_over, room, run)
             now = Now(partial(depth, state / "taskorch.db"), settings.concurrency, lambda: worker.busy)

@@ -57,7 +57,7 @@ def read_settings(flags: Mapping[str, object]) -> Settings:
         refuse(f"a setting is wrong: {readable(error)} Set it {where_to_mend(error)}.")
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         refuse(f"{config_file()} cannot be read: {error}")
-    logs.start(settings.log_level)
+    logs.start(settings.log_level, settings.log_format)
     log = logging.getLogger(__name__)
     for name in unknown_variables(os.environ):
         log.warning("the variable %s means nothing to taskorch", name)
