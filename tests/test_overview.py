@@ -207,6 +207,20 @@ async def test_attempts_are_told_of_what_had_several(store: Store, queries: Quer
     assert {row["outcome"] for row in runs} == {"failed"}
 
 
+async def test_a_task_that_waits_after_its_first_attempt_tells_of_it(
+    store: Store, queries: Queries, clock: Clock
+) -> None:
+    owner = await store.register("s" * 32, 1, "0", ["echo"])
+    await store.add(new("once"))
+    (task,) = await store.claim(owner, {"echo": 1}, 1)
+    part = await queries.overview(Filters(), 500, None, clock.now)
+    assert part.runs == {}  # its own times say all
+    clock.advance(1)
+    await store.settle(task, BROKEN)
+    part = await queries.overview(Filters(), 500, None, clock.now)
+    assert [(row["attempt"], row["outcome"]) for row in part.runs[task.id]] == [(1, "failed")]
+
+
 def test_a_mark_is_read_as_it_was_written_and_nothing_else_is() -> None:
     mark = Mark(1_800_000_000_000, 1_799_999_999_999, 12, 4_294_967_295, (3, 1))
     assert read_mark(str(mark)) == mark

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
-from taskorch.domain.task import Task
+from taskorch.domain.task import Status, Task
 from taskorch.storage.limits import Limits
 from taskorch.storage.listing import Filters, conditions, counted, page
 from taskorch.storage.rows import SELECT, dumps, from_row, records
@@ -61,7 +61,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """`runs`: the attempts of tasks that had several. `parents`: the ids of what tasks depend on.
+    """`runs`: the attempts of tasks that had several, or wait after the first. `parents`: ids of what tasks depend on.
 
     `counts`: as for a page; None when nothing can have changed them. `gone`: ids of tasks that are removed, or fit no
     more. `stale`: too much may have changed, and all is to be loaded anew.
@@ -132,6 +132,11 @@ def since(db: sqlite3.Connection, filters: Filters, limits: Limits, mark: Mark, 
     return _overview(db, tasks, limits, here, counts=counts, counts_partial=partial, gone=gone)
 
 
+def _has_past(task: Task) -> bool:
+    """Whether it has had attempts of which its own times do not tell."""
+    return task.attempt > 1 or (task.attempt == 1 and task.status is Status.WAITING)
+
+
 def _mark(db: sqlite3.Connection, now: int, loaded: int) -> Mark:
     newest: int = db.execute(NEWEST).fetchone()[0]
     beyond = tuple(row[0] for row in db.execute(BEYOND, (newest - WINDOW,)))
@@ -143,7 +148,7 @@ def _overview(db: sqlite3.Connection, tasks: Sequence[Task], limits: Limits, mar
     parents = {task.id: [row[0] for row in db.execute(PARENTS, (task.seq, MOST_PARENTS))] for task in tasks}
     return Overview(
         tasks,
-        runs={task.id: records(db, ATTEMPTS, (task.seq, RUNS))[::-1] for task in tasks if task.attempt > 1},
+        runs={task.id: records(db, ATTEMPTS, (task.seq, RUNS))[::-1] for task in tasks if _has_past(task)},
         parents={task_id: ids for task_id, ids in parents.items() if ids},
         situation=situation(db, [task for task in tasks if task.blocked or task.held], limits),
         mark=mark,
