@@ -15,7 +15,7 @@ from taskorch.cli.main import cli
 
 TASKS = 10_000
 LOOKS = {"ls", "show", "logs", "wait", "stats", "top", "metrics", "config", "doctor"}
-CHANGES = {"add", "edit", "cancel", "retry", "rm", "backup"}
+CHANGES = {"add", "load", "edit", "cancel", "retry", "rm", "backup"}
 ELSEWHERE = {"demo", "install", "worker", "http", "serve"}  # they use other stores, hosts' files, or do not end
 
 
@@ -59,6 +59,7 @@ def test_every_command_is_tried() -> None:
         ("logs broken --json", '"total_bytes"'),
         ("wait broken --json", '"done"'),
         ("stats --json", '"total": 10'),
+        ("metrics", 'taskorch_tasks{status="failed",priority="medium"} 1'),
         ("top --json", "broken"),
         ("config show", "state_dir"),
     ],
@@ -75,6 +76,7 @@ def test_what_changes_something_is_seen_by_both_servers(full: Place) -> None:
     for server in full.servers:
         server.until_ended(made)
     assert terminal.out("logs", "fresh") == "hello\n"
+    assert len(terminal.out("load", "-", stdin='[{"kind": "echo"}, {"kind": "echo"}]').split()) == 2
     terminal.out("edit", "task 5001", "--priority", "high")
     terminal.out("cancel", "task 5003")
     terminal.out("retry", "broken")
