@@ -225,6 +225,16 @@ def test_the_printed_address_opens_the_page_and_leaves_no_token_in_it(site: Site
     assert site.ask("GET", "/").text.startswith("A token is needed.")
 
 
+def test_a_link_on_another_site_opens_the_page_although_browsers_keep_the_cookie_back_at_first(site: Site) -> None:
+    linked = [("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate")]
+    assert site.ask("GET", f"/?token={site.token}", linked).status == 303
+    first = site.ask("GET", "/", linked)
+    assert (first.status, first.headers["refresh"]) == (401, "0; url=/")
+    assert site.ask("GET", "/", [("Sec-Fetch-Site", "same-origin"), cookie(site)]).status == 200
+    assert "refresh" not in site.ask("GET", "/", [("Sec-Fetch-Site", "same-origin")]).headers, "not for ever"
+    assert "refresh" not in site.ask("GET", "/api/tasks", linked).headers
+
+
 def test_the_page_may_run_its_own_scripts_and_reach_this_server_alone(site: Site) -> None:
     page = site.ask("GET", "/", [site.bearer])
     policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))

@@ -43,6 +43,8 @@ NO_TOKEN = Refusal(
     "it is kept in the file http-token in the state folder.",
     {"WWW-Authenticate": "Bearer"},
 )
+# A link on a page of another site: browsers keep our cookie back, and send it when the page asks for itself once more.
+AGAIN = Refusal(HTTPStatus.UNAUTHORIZED, NO_TOKEN.message, {**NO_TOKEN.headers, "Refresh": f"0; url={PAGE}"})
 AMBIGUOUS = Refusal(HTTPStatus.BAD_REQUEST, "Content-Length and Transfer-Encoding exclude each other.")
 TOO_LARGE = Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A request's body may have {BODY_BYTES:,} bytes.")
 TOO_SLOW = Refusal(HTTPStatus.REQUEST_TIMEOUT, f"The request's body did not arrive in {BODY_SECONDS:.0f} s.")
@@ -89,7 +91,9 @@ class Gate:
             known = self._token.is_borne(asked.one("authorization") or "")
         elif (known := self._token.has_cookie(asked.all("cookie"))) and not self._by_our_page(asked):
             return FOREIGN
-        return known if known or asked.path in OPEN else NO_TOKEN
+        if known or asked.path in OPEN:
+            return known
+        return AGAIN if asked.path == PAGE and asked.one("sec-fetch-site") == "cross-site" else NO_TOKEN
 
     def shows_token(self, asked: Asked) -> bool:
         """Whether this is the page's address as it was printed."""
@@ -119,7 +123,7 @@ class Guard:
         answer = _Answer(send)
         asked = _asked(scope)
         verdict = self._gate.verdict(asked)
-        if verdict in (NO_TOKEN, True) and self._gate.shows_token(asked):
+        if verdict not in (UNKNOWN_HOST, FOREIGN) and self._gate.shows_token(asked):
             await RedirectResponse(PAGE, 303, {"Set-Cookie": self._token.set_cookie})(scope, receive, answer.send)
         elif isinstance(verdict, Refusal):
             await _refuse(verdict, scope, receive, answer)
