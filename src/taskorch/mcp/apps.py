@@ -26,12 +26,16 @@ Caller = Literal["model", "app"]
 
 
 def belonging(callers: Collection[Caller]) -> dict[str, Any]:
-    """What a tool says of the page that it belongs to, and who may call it; hosts hide from models what they may not.
+    """What a tool says of the board: who may call it, and the page itself where that opens with the tool's answer.
 
-    The second name is the one that hosts knew before the specification was settled.
+    Hosts hide from models what is for the page alone. The second name of the page is the one that hosts knew before the
+    specification was settled.
     """
+    visibility = {"visibility": [*callers]}
+    if "model" not in callers:
+        return {"ui": visibility}
     uri = str(RESOURCE.uri)
-    return {"ui": {"resourceUri": uri, "visibility": [*callers]}, "ui/resourceUri": uri}
+    return {"ui": {"resourceUri": uri, **visibility}, "ui/resourceUri": uri}
 
 
 def contents() -> mt.TextResourceContents:
