@@ -108,6 +108,7 @@ async def test_what_it_creates_is_as_the_schedule_was_described(world: World) ->
         "retry": Retry(on_exit=(3,)),
         "max_attempts": 7,
         "timeout_seconds": 9,
+        "trace": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     }
     task = await world.add(AT_SEVEN, **fields, concurrency_key="k")
     await world.at(ms("2027-03-02T07:00:00+01:00"))

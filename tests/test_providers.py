@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import call, connected, settings
+from clients import answer, call, connected, raw_call, settings
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from servers import Place, Server
@@ -65,6 +65,17 @@ async def test_where_nobody_records_nothing_is_called_and_nothing_is_stored(
         assert [task.trace for task in await app.service.queries.get_many(ids)] == [None, None]
     assert called, "the SDK's own spans are seen"
     assert [one for one in called if "task.run" in one or "taskorch" in one or "_extracted" in one] == []
+
+
+async def test_a_server_that_records_nothing_keeps_what_a_client_sends_for_whoever_runs_the_task(
+    tmp_path: Path,
+) -> None:
+    async with running(settings(tmp_path)) as app, connected(app.server, "auto") as client:
+        sent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        task_id = answer(await raw_call(client, "create_task", {"kind": "echo"}, meta={"traceparent": sent})).facts[
+            "id"
+        ]
+        assert (await app.service.queries.get(task_id)).trace == sent
 
 
 def counting(function: Callable[..., Any], called: list[str]) -> Callable[..., Any]:

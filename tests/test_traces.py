@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Span, SpanKind, StatusCode
 from pools import Pool
 from recording import Recorded, recording
+from remotes import Peer
 from servers import Place, Server, names, wait_for
 
 from taskorch import Context, handler
@@ -186,6 +187,19 @@ async def test_a_command_is_told_its_attempt_and_tells_its_exit_code(recorded: R
     trace_id, span_id = place_of(first)
     said = [(await call(client, "get_task_output", task_id=task_id)).facts["text"].strip() for task_id in ids]
     assert said[0].startswith(f"00-{trace_id:032x}-{span_id:016x}-") and said[1] == "mine"
+
+
+async def test_a_tool_of_another_server_is_called_within_the_attempt(recorded: Recorded, tmp_path: Path) -> None:
+    """The SDK's client tells that server so, by `traceparent`."""
+    (tmp_path / "servers.json").write_text(json.dumps({"mcpServers": {"peer": Peer(tmp_path).raw}}))
+    payload = {"server": "peer", "tool": "echo", "arguments": {"text": "hello"}}
+    given = settings(tmp_path, mcp_servers=tmp_path / "servers.json")
+    async with running(given) as app, connected(app.server, "auto") as client:
+        await call(client, "create_task", kind="tool", payload=payload, wait_seconds=20)
+    attempt = recorded.span("task.run tool")
+    calls = [span for span in recorded.exporter.get_finished_spans() if told(span, "mcp.method.name") == "tools/call"]
+    inner = [span.parent.span_id for span in calls if span.kind is SpanKind.CLIENT and span.parent]
+    assert place_of(attempt)[1] in inner
 
 
 async def test_a_cancelled_attempt_is_no_error(recorded: Recorded, client: Client) -> None:
