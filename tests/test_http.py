@@ -32,7 +32,7 @@ from taskorch.cli.http import listener
 from taskorch.config import load_settings
 from taskorch.domain.errors import StoreError
 from taskorch.http import events, guard, serving, token
-from taskorch.http.flights import Flights
+from taskorch.http.flights import MOST, Flights
 from taskorch.http.guard import BODY_BYTES, Gate, Guard
 from taskorch.http.serving import PatientServer
 from taskorch.http.token import Token, kept_token
@@ -494,6 +494,19 @@ async def test_protocol_tasks_are_served_and_the_header_must_name_the_task(site:
         assert (answer.status, answer.json()["error"]["code"]) == (400, -32020)
     assert site.facts("get_task", task_id=handle.task_id)["status"] == "working"
     site.facts("cancel_task", task_id=handle.task_id)
+
+
+def test_calls_whose_clients_have_gone_make_room_for_others(site: Site) -> None:
+    task_id = site.facts("create_task", kind="echo", delay_seconds=3600)["id"]
+    modern = b"".join(site.wording("wait_for_tasks", task_ids=[task_id], timeout_seconds=50))
+    legacy = modern.replace(b"Mcp-Protocol-Version: 2026-07-28", b"Mcp-Protocol-Version: 2025-11-25")
+    with contextlib.ExitStack() as stack:
+        for request in (modern, legacy) * (MOST // 2 + 4):  # a few are refused
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", site.port)))
+            connection.sendall(request)
+        wait_for(lambda: site.call("get_stats").status == 503)
+    wait_for(lambda: site.call("get_stats").status == 200)
+    site.facts("cancel_task", task_id=task_id)
 
 
 # Ends.
