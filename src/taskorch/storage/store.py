@@ -101,7 +101,7 @@ class Store:
         while True:
             with suppress(StoreError):  # whoever reads or writes says so; here it must not end the server
                 version = await self._database.foreign_version()
-                if seen is not None and version != seen:
+                if version != seen:  # at first too: who listened before may have missed something
                     self._tell(())
                 seen = version
             with anyio.move_on_after(pause):
