@@ -332,6 +332,12 @@ async def test_the_hosts_colours_are_taken_whole_or_not_at_all(host: Host) -> No
     await host.post("ui/notifications/host-context-changed", {"styles": {"variables": half}})
     await host.page.clock.run_for(100)
     assert await host.frame.evaluate(surface) == "rgb(255, 255, 255)"
+    no_colour = {"--color-background-primary": "url(//example.org/x)", "--color-text-primary": "#ffffff"}
+    await host.post("ui/notifications/host-context-changed", {"styles": {"variables": no_colour}})
+    await host.page.clock.run_for(100)
+    assert await host.frame.evaluate(surface) == "rgb(255, 255, 255)"
+    for font in ("--font-sans", "--font-mono"):  # of which the host says nothing
+        assert await host.frame.evaluate(f"document.documentElement.style.getPropertyValue('{font}')") == ""
     whole = half | {"--color-text-primary": "#ffffff"}
     await host.post("ui/notifications/host-context-changed", {"styles": {"variables": whole}})
     await host.frame.wait_for_function(f"() => {surface} === 'rgb(32, 64, 96)'")
@@ -597,6 +603,31 @@ def pages(rows: list[Facts], given: Facts) -> Facts:
     told = [] if "since" in given else rows[start : start + 500]
     counts = {"waiting": 2_500, "completed": 2_500}
     return {"now": T, "tasks": told, "counts": counts, "servers": 1, "since": "m1.1.1.1", **more}
+
+
+async def test_what_no_server_tells_today_breaks_nothing(host: Host, many: list[Facts]) -> None:
+    ready, done = many[1], many[0]
+    rows = [
+        ready | {"id": "t1", "name": "a", "phase": "daydreaming"},
+        ready | {"id": "t2", "name": "b", "phase": "backoff"},
+        ready | {"id": "t3", "name": "c", "phase": "blocked", "depends_on": ["t4"]},
+        ready | {"id": "t4", "name": "d", "phase": "blocked", "depends_on": ["t3"]},
+        done | {"id": "t5", "name": "e", "status": "failed", "error": {"reason": "solar_flare", "message": ""}},
+        done | {"id": "t6", "name": "f", "status": "working", "progress": {"value": -3, "total": 0}},
+        done | {"id": "t7", "name": "g", "attempt": 2, "max_attempts": 1},
+    ]
+    host.answers["board_data"] = lambda given: pages(rows, given)
+    host.answers["get_task"] = lambda given: next(one for one in rows if one["id"] == given["task_id"])
+    await host.show(timeZone="Mars/Phobos", locale="xx-no-such")
+    await expect(row(host, "a")).to_contain_text("daydreaming")
+    await expect(row(host, "e")).to_contain_text("solar flare")
+    await expect(row(host, "g").locator(".attempt")).to_have_text("2")  # the first was given back
+    for view in ("Timeline", "Graph"):
+        await host.board.get_by_role("tab", name=view).click()
+    await expect(host.board.locator(".node")).to_have_count(2)
+    for one in rows:
+        await host.frame.evaluate("id => go('task', id)", one["id"])
+        await expect(host.board.get_by_role("heading", name=one["name"], exact=True)).to_be_visible()
 
 
 async def test_a_thousand_steps_at_once_do_not_freeze_it(host: Host, many: list[Facts]) -> None:
