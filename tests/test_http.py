@@ -157,7 +157,7 @@ def test_pages_of_others_are_refused_even_with_the_token(origins: list[str], sta
         ([("X-Token", "TOKEN")], False),
     ],
 )
-@pytest.mark.parametrize("path", ["/", "/mcp", "/api/events", "/api/tasks", "/nowhere"])
+@pytest.mark.parametrize("path", ["/", "/mcp", "/api/events", "/api/tasks", "/metrics", "/nowhere"])
 def test_nothing_is_answered_without_the_token(
     path: str, headers: list[tuple[str, str]], is_known: bool, site: Site
 ) -> None:

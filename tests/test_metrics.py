@@ -6,13 +6,19 @@ import signal
 import time
 from pathlib import Path
 
+import httpx2
+import pytest
 from clients import Gate, call, connected, settings
 from prometheus_client.parser import text_string_to_metric_families
+from rests import URL, WITH_TOKEN, guarded
 from servers import Place
 from terminals import Terminal
 
 from taskorch.app import running
 from taskorch.calls import metrics
+from taskorch.calls.service import Service
+from taskorch.domain.errors import StoreError
+from taskorch.storage.queries import Queries
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "how-to" / "observability.md"
 
@@ -25,9 +31,22 @@ def parsed(text: str) -> dict[str, dict[tuple[str, ...], float]]:
     return {f.name: {tuple(sample.labels.values()): sample.value for sample in f.samples} for f in families}
 
 
+async def fetched(service: Service, headers: dict[str, str]) -> httpx2.Response:
+    """What Prometheus gets of `taskorch http`."""
+    transport = httpx2.ASGITransport(app=guarded(service))
+    async with httpx2.AsyncClient(transport=transport, base_url=URL, headers=headers) as http:
+        return await http.get("/metrics")
+
+
+async def told(service: Service) -> str:
+    response = await fetched(service, WITH_TOKEN)
+    assert (response.status_code, response.headers["content-type"]) == (200, metrics.CONTENT_TYPE)
+    return response.text
+
+
 async def test_the_numbers_are_those_of_the_store(tmp_path: Path) -> None:
     async with running(settings(tmp_path)) as app, connected(app.server, "auto") as client:
-        empty = await metrics.text(app.service)
+        empty = await told(app.service)
         gate = Gate()
         held = [{"kind": "test.gate", "payload": gate.payload, "priority": "high"}] * 2
         others = [{"kind": "sleep", "payload": {"seconds": 0}}, {"kind": "echo", "delay_seconds": 3600}]
@@ -38,7 +57,7 @@ async def test_the_numbers_are_those_of_the_store(tmp_path: Path) -> None:
         await gate.reached()
         later = app.service.store.now() + 5000
         app.service.store.now = lambda: later
-        text = await metrics.text(app.service)
+        text = await told(app.service)
         gate.opened.set()
     found = parsed(text)
     assert found["taskorch_build_info"] == {(app.service.version,): 1}
@@ -65,6 +84,19 @@ async def test_the_numbers_are_those_of_the_store(tmp_path: Path) -> None:
     names = list(found)
     assert [name for name in names if name in parsed(empty)] == list(parsed(empty)), "always in one order"
     assert found.keys() - parsed(empty).keys() == {"taskorch_next_run_timestamp_seconds", "taskorch_recent_run_seconds"}
+
+
+async def test_a_collector_needs_the_token_and_hears_when_the_store_is_of_no_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def busy(*_: object) -> None:
+        raise StoreError("The store is busy.")
+
+    async with running(settings(tmp_path)) as app:
+        assert (await fetched(app.service, {})).status_code == 401
+        monkeypatch.setattr(Queries, "stats", busy)
+        failed = await fetched(app.service, WITH_TOKEN)
+    assert (failed.status_code, failed.json()["error"]["message"]) == (503, "The store is busy.")
 
 
 def test_whatever_a_label_or_a_help_text_holds_is_read_as_it_was_meant() -> None:
@@ -94,7 +126,7 @@ def test_the_numbers_can_be_had_at_a_terminal_while_servers_run_hang_or_are_gone
     before = sorted(place.state.rglob("*"))
     assert servers() == {("responding",): 0, ("silent",): 0}
     facts = terminal.facts("metrics")["metrics"]
-    told = {family["name"]: len(family["samples"]) for family in facts}
-    assert told == {name: len(samples) for name, samples in parsed(terminal.out("metrics")).items()}
+    counted = {family["name"]: len(family["samples"]) for family in facts}
+    assert counted == {name: len(samples) for name, samples in parsed(terminal.out("metrics")).items()}
     assert facts[0]["type"] == "gauge" and facts[0]["samples"][0]["labels"].keys() == {"version"}
     assert sorted(place.state.rglob("*")) == before, "who only looks leaves nothing behind"

@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.types import ASGIApp
 
 from taskorch.calls import arguments as args
+from taskorch.calls import metrics
 from taskorch.calls.service import Service
 from taskorch.domain.errors import InvalidInput
 from taskorch.http import asked, standing
@@ -20,15 +21,19 @@ from taskorch.http.operations import OPERATIONS, Operation
 
 
 def routes(service: Service) -> list[BaseRoute]:
-    """`/health` and everything under `/api`, which is `/api/v1` as well.
+    """`/health`, `/metrics` and everything under `/api`, which is `/api/v1` as well.
 
-    `/health` tells all where `request.state.authorised` is true, and else that the process lives.
+    `/health` tells all where `request.state.authorised` is true, and else that the process lives. `/metrics` is text.
     """
 
     async def health(request: Request) -> Response:
         asked.refuse_query(request)
         is_known = getattr(request.state, "authorised", False)
         return success(await (standing.health if is_known else standing.alive)(service))
+
+    async def numbers(request: Request) -> Response:
+        asked.refuse_query(request)
+        return Response(await metrics.text(service), media_type=metrics.CONTENT_TYPE)
 
     by_path: dict[str, dict[str, Operation]] = defaultdict(dict)
     for operation in OPERATIONS:
@@ -47,6 +52,7 @@ def routes(service: Service) -> list[BaseRoute]:
     )
     return [
         Route("/health", _enveloped([Route("/health", health, methods=["GET"])])),
+        Route("/metrics", _enveloped([Route("/metrics", numbers, methods=["GET"])])),
         Mount("/api/v1", api),
         Mount("/api", api),
     ]
