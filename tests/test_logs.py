@@ -25,7 +25,7 @@ WILD = 'first\r\n{"level": "ERROR"}\x1b[2J\u2028\u202e\x7f\x9b'
 Lines = Callable[[], list[dict[str, Any]]]
 
 
-@handler("logs.says", max_attempts=2)
+@handler("test.logs.says", max_attempts=2)
 async def _says(payload: dict[str, Any], context: Context) -> None:
     """It logs in the loop and in a thread, and fails at first."""
     log.warning("in the loop")
@@ -34,7 +34,7 @@ async def _says(payload: dict[str, Any], context: Context) -> None:
         raise ValueError(WILD)
 
 
-@handler("logs.lost")
+@handler("test.logs.lost")
 async def _lost(payload: dict[str, Any], context: Context) -> None:
     """While it runs, somebody else settles its attempt."""
     store = _STORES[0]
@@ -85,8 +85,8 @@ async def test_each_record_of_an_attempt_names_it_wherever_it_comes_from(lines: 
     given = settings(tmp_path, log_format="json")
     async with running(given) as app, connected(app.server, "auto") as client:
         _STORES[:] = [app.service.store]
-        wish = {"kind": "logs.says", "retry": {"first_delay_seconds": 0.001}}
-        says, lost = (await call(client, "create_tasks", tasks=[wish, {"kind": "logs.lost"}])).facts["ids"]
+        wish = {"kind": "test.logs.says", "retry": {"first_delay_seconds": 0.001}}
+        says, lost = (await call(client, "create_tasks", tasks=[wish, {"kind": "test.logs.lost"}])).facts["ids"]
         await call(client, "wait_for_tasks", task_ids=[says, lost])
     found = lines()
     own = [(line["message"], line["task_id"], line["attempt"]) for line in found if line["logger"] == log.name]
@@ -105,7 +105,7 @@ async def test_a_record_names_the_span_that_it_belongs_to(lines: Lines, tmp_path
     with recording() as recorded:
         given = settings(tmp_path, log_format="json")
         async with running(given) as app, connected(app.server, "auto") as client:
-            await call(client, "create_task", kind="logs.says", max_attempts=1, wait_seconds=10)
-        span = recorded.span("task.run logs.says").get_span_context()
+            await call(client, "create_task", kind="test.logs.says", max_attempts=1, wait_seconds=10)
+        span = recorded.span("task.run test.logs.says").get_span_context()
     own = {(line["trace_id"], line["span_id"]) for line in lines() if line["logger"] == log.name}
     assert span and own == {(f"{span.trace_id:032x}", f"{span.span_id:016x}")}
