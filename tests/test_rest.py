@@ -13,9 +13,12 @@ from clients import Gate, size
 from rests import URL, WITH_TOKEN, closed, guarded
 
 from taskorch import engine
+from taskorch.calls.service import CORE
 from taskorch.domain.errors import NotFound, StoreError
 from taskorch.http.envelope import failure, success
 from taskorch.http.operations import OPERATIONS
+from taskorch.http.words import REQUESTS, told
+from taskorch.mcp.tools import TOOLS
 from taskorch.storage import listing
 from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store
@@ -723,6 +726,24 @@ async def test_all_that_the_document_tells_is_there(rest: Rest) -> None:
     assert document["openapi"] == "3.1.0"
     body = document["paths"]["/api/tasks"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"command", "echo", "sleep"} <= set(body["properties"]["kind"]["examples"])
+
+
+def test_every_tool_of_all_servers_has_a_request() -> None:
+    assert {name for name, tool in TOOLS.items() if tool.toolset == CORE} == REQUESTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Call retry_task(task_id='t1') first", "Send POST /api/tasks/t1/retry first"),
+        ('see get_task(task_id="t1").', "see GET /api/tasks/t1."),
+        ("then call update_task(paused=true).", "then send PUT /api/tasks/{task_id} with paused=true."),
+        ("Call list_tasks to see ids; delete_task it.", "Send GET /api/tasks to see ids; DELETE /api/tasks/t9 it."),
+        ("my_get_task and claim_task stay", "my_get_task and claim_task stay"),
+    ],
+)
+def test_texts_for_models_are_told_in_requests(text: str, said: str) -> None:
+    assert told(text, "t9" if "delete" in text else "{task_id}") == said
 
 
 @pytest.mark.parametrize("given", [{"max_live_tasks": 1}])

@@ -451,6 +451,7 @@ def test_every_tool_of_servers_has_a_command(prompt: Prompt) -> None:
         ('get_task_output(task_id="t1")', "taskorch logs t1"),
         ('get_task(task_id="t1", detail="full")', "taskorch show t1"),
         ('update_task(task_id="t1", paused=false)', "taskorch edit t1 --resume"),
+        ("Call retry_task(task_id='t1') first", "Run taskorch retry t1 first"),
         ("Call list_tasks to see ids.", "Run `taskorch ls` to see ids."),
         ("run_at and delay_seconds exclude each other", "--run-at and --delay exclude each other"),
         ("my_timeout_seconds and claim_task stay", "my_timeout_seconds and claim_task stay"),

@@ -2,6 +2,8 @@
 
 import re
 
+from taskorch.calls.rewording import reworded
+
 COMMANDS = {
     "create_tasks": "load",
     "create_task": "add",
@@ -42,27 +44,18 @@ PEOPLE = {
     "and to restart": "and restart",
 }
 
-_TOOLS = "|".join(COMMANDS)  # the longer of two that begin alike comes first
-_CALL = re.compile(rf"\b({_TOOLS})\(([^()]*)\)")
-_TOOL = re.compile(rf"\b(?:([Cc])all )?({_TOOLS})\b")
 _OPTION = re.compile(rf"(?<![\w.-])({'|'.join(OPTIONS)})(?!\w)")
 _PEOPLE = re.compile("|".join(map(re.escape, PEOPLE)))
 
 
 def told(text: str) -> str:
     """The same with our commands and options in the place of tools and their arguments."""
-    text = _CALL.sub(_command, text)
-    text = _TOOL.sub(lambda found: f"{_run(found[1])}`taskorch {COMMANDS[found[2]]}`", text)
+    text = reworded(text, COMMANDS, "run", lambda tool: f"`taskorch {COMMANDS[tool]}`", _command)
     text = _OPTION.sub(lambda found: OPTIONS[found[1]], text)
     return _PEOPLE.sub(lambda found: PEOPLE[found[0]], text).rstrip()
 
 
-def _command(call: re.Match[str]) -> str:
+def _command(tool: str, task: str | None, arguments: str) -> str:
     """`wait_for_tasks(task_ids=["t1"], timeout_seconds=50)` is `taskorch wait t1`."""
-    task = re.search(r'task_ids?=\[?"([^"]+)"', call[2])
-    option = next((f" {said}" for word, said in OPTIONS.items() if "=" in word and word in call[2]), "")
-    return f"taskorch {COMMANDS[call[1]]}{f' {task[1]}' if task else ''}{option}"
-
-
-def _run(call: str | None) -> str:
-    return {"C": "Run ", "c": "run "}.get(call or "", "")
+    option = next((f" {said}" for word, said in OPTIONS.items() if "=" in word and word in arguments), "")
+    return f"taskorch {COMMANDS[tool]}{f' {task}' if task else ''}{option}"

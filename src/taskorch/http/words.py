@@ -2,6 +2,7 @@
 
 import re
 
+from taskorch.calls.rewording import reworded
 from taskorch.calls.wording import Facts
 
 REQUESTS = {
@@ -17,15 +18,12 @@ REQUESTS = {
     "wait_for_tasks": "GET /api/tasks/{}",
     "get_stats": "GET /api/statistics",
 }
-_TOOLS = "|".join(REQUESTS)  # the longer of two that begin alike comes first
-_CALL = re.compile(rf"\b({_TOOLS})\(([^()]*)\)")
-_TOOL = re.compile(rf"\b(?:([Cc])all )?({_TOOLS})\b")
+_FLAG = re.compile(r"\w+=(?:true|false)")
 
 
 def told(text: str, task_id: str = "{task_id}") -> str:
     """The same with requests in the place of tools and calls of them. `task_id`: of the task that it is about."""
-    text = _CALL.sub(lambda found: REQUESTS[found[1]].format(_task(found[2])), text)
-    return _TOOL.sub(lambda found: f"{_send(found[1])}{REQUESTS[found[2]].format(task_id)}", text)
+    return reworded(text, REQUESTS, "send", lambda tool: REQUESTS[tool].format(task_id), _request)
 
 
 def told_facts(facts: Facts) -> Facts:
@@ -34,10 +32,7 @@ def told_facts(facts: Facts) -> Facts:
     return {name: value for name, value in facts.items() if name != "next"} | said
 
 
-def _task(arguments: str) -> str:
-    found = re.search(r"task_ids?=\[?['\"]([^'\"]+)['\"]", arguments)
-    return found[1] if found else "{task_id}"
-
-
-def _send(call: str | None) -> str:
-    return {"C": "Send ", "c": "send "}.get(call or "", "")
+def _request(tool: str, task: str | None, arguments: str) -> str:
+    """`update_task(task_id="t1", paused=true)` is `PUT /api/tasks/t1 with paused=true`."""
+    flag = _FLAG.search(arguments)
+    return REQUESTS[tool].format(task or "{task_id}") + (f" with {flag[0]}" if flag else "")
