@@ -156,7 +156,7 @@ async def test_every_reason_for_which_a_task_fails_has_advice() -> None:
 
 
 async def test_a_task_that_has_not_failed_is_not_said_to_have(client: Client) -> None:
-    task = await create(client, **LATER)
+    task = await create(client, kind="echo", delay_seconds=40)
     text = await get(client, "diagnose_failure", task=task["id"])
     assert "It has not failed: it is waiting." in text and "retry_task" not in text
     assert f'wait_for_tasks(task_ids=["{task["id"]}"], timeout_seconds=50)' in text

@@ -136,7 +136,7 @@ async def test_what_stands_beside_a_schedule_is_waited_for(client: Client) -> No
         ids = [schedule["id"], other["id"]]
         reply = await call(client, "wait_for_tasks", task_ids=ids, timeout_seconds=50)
         assert reply.facts["done"] is True and "a schedule has no end" in reply.facts["hint"]
-        later = (await call(client, "create_task", kind="echo", delay_seconds=3600)).facts
+        later = (await call(client, "create_task", kind="echo", delay_seconds=40)).facts
         unfinished = await call(client, "wait_for_tasks", task_ids=[schedule["id"], later["id"]], timeout_seconds=0)
         assert unfinished.facts["done"] is False
         assert "a schedule has no end" in unfinished.facts["hint"] and "Call wait_for_tasks again" in unfinished.text

@@ -87,7 +87,6 @@ async def test_a_new_task_is_described_alike_in_both_forms(client: Client) -> No
         "created_at": task["created_at"],
         "run_at": task["run_at"],
         "version": 1,
-        "next": f'wait_for_tasks(task_ids=["{task["id"]}"], timeout_seconds=50)',
     }
     assert await get(client, task["id"]) == task
 
@@ -599,6 +598,16 @@ async def test_waiting_for_all_ends_when_the_last_has_ended(client: Client) -> N
     assert done["done"] and done["counts"] == {"completed": 2}
     results = {row["id"]: row["result"] for row in done["tasks"]}
     assert results == {slow["id"]: "passed", quick["id"]: {"q": 1}}
+
+
+async def test_nobody_is_told_to_wait_for_what_starts_much_later(client: Client) -> None:
+    far, near = await create(client, **LATER), await create(client, kind="echo", delay_seconds=40)
+    assert "next" not in far and near["next"].startswith("wait_for_tasks(")
+    alone = await call(client, "wait_for_tasks", task_ids=[far["id"]], timeout_seconds=0)
+    assert f"starts before {far['run_at']}" in alone.text and "wait_for_tasks" not in alone.text
+    assert alone.facts["hint"] in alone.text
+    both = await call(client, "wait_for_tasks", task_ids=[far["id"], near["id"]], timeout_seconds=0)
+    assert "Call wait_for_tasks again" in both.facts["hint"]
 
 
 async def test_waiting_for_any_ends_with_the_first(client: Client) -> None:

@@ -173,10 +173,11 @@ def _why_nothing(task: Task, attempt: int) -> str | None:
 
 def next_call(task: Task, view: View) -> str | None:
     """The one call that makes sense now."""
+    wait_ends = view.now + 1000 * view.wait_cap_seconds
     match task.status:
         case Status.WAITING if task.paused:
             return f'update_task(task_id="{task.id}", paused=false)'
-        case Status.WAITING if task.schedule is not None:
+        case Status.WAITING if task.schedule is not None or readiness.starts_after(task, wait_ends):
             return None
         case Status.WAITING | Status.WORKING:
             return f'wait_for_tasks(task_ids=["{task.id}"], timeout_seconds={view.wait_cap_seconds:g})'

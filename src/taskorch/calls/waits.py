@@ -17,7 +17,7 @@ from taskorch.calls.replies import (
     state_text,
     waits_facts,
 )
-from taskorch.calls.wording import Facts, counts_text, cut_bytes, present
+from taskorch.calls.wording import Facts, counts_text, cut_bytes, iso, present
 from taskorch.domain import readiness
 from taskorch.domain.task import Status, Task
 from taskorch.storage.rows import dumps
@@ -67,11 +67,20 @@ def wait_reply(
         facts["hint"] = _not_awaited(going_on)
         lines.append(facts["hint"])
     if not done and len(going_on) < len(tasks):
-        again = f"wait_for_tasks again with timeout_seconds={view.wait_cap_seconds:g}"
-        hint = f"Nothing is wrong: the work goes on. Call {again}, or do something else first."
+        hint = _patience([task for task in awaited(tasks) if not task.ended], view)
         facts["hint"] = " ".join([*filter(None, [facts.get("hint")]), hint])
         lines.append(hint)
     return Reply("\n".join(["Done." if done else "Not done yet.", *lines]), facts)
+
+
+def _patience(tasks: Sequence[Task], view: View) -> str:
+    """What to do about tasks that have not ended: nobody shall ask again and again for what is far off."""
+    wait_ends = view.now + 1000 * view.wait_cap_seconds
+    if tasks and all(readiness.starts_after(task, wait_ends) for task in tasks):
+        first = iso(min(task.run_at for task in tasks if task.run_at is not None))
+        return f"Nothing is wrong: nothing of it starts before {first}. Do something else until then."
+    again = f"wait_for_tasks again with timeout_seconds={view.wait_cap_seconds:g}"
+    return f"Nothing is wrong: the work goes on. Call {again}, or do something else first."
 
 
 def _not_awaited(tasks: Sequence[Task]) -> str:

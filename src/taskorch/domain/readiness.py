@@ -21,6 +21,11 @@ def may_run(task: Task, now: int) -> bool:
     return task.status is Status.WAITING and due and not stopped and not is_expired(task, now)
 
 
+def starts_after(task: Task, moment: float) -> bool:
+    """Whether it waits for its time, and that is later than a moment (ms): a wait until then finds nothing new."""
+    return task.status is Status.WAITING and task.run_at is not None and task.run_at > moment
+
+
 def is_expired(task: Task, now: int) -> bool:
     return task.status is Status.WAITING and task.expires_at is not None and task.expires_at <= now
 
