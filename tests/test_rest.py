@@ -111,6 +111,8 @@ async def test_names_payloads_and_results_are_answered_whole(rest: Rest) -> None
     assert task["name"] == row["name"] == "n" * 200
     assert task["payload"] == {"text": "x" * 200_000}
     assert row["labels"] == ["l" * 100]
+    wide = await rest.create(name="ق" * 200, **LATER)
+    assert wide["name"] == "ق" * 200, "a name has 200 characters, however many bytes"
     done = await rest.until(await rest.create(kind="test.value", payload={"value": "y" * 60_000}), "completed")
     assert done["result"] == "y" * 60_000
 

@@ -17,6 +17,7 @@ from taskorch.storage.listing import Page
 from taskorch.storage.rows import dumps
 from taskorch.work.output import Slice
 
+NAME_BYTES = 800  # of a name or a kind, whole: they have 200 characters
 CONCISE_BYTES = 200  # of a result or a message in an answer about one task: at most
 FORM_BYTES = 400  # of the concise answer about a task, in each of its forms
 BOTH_BYTES = 716  # of both as JSON strings and objects go over the wire; what stands around them makes it 800
@@ -52,7 +53,7 @@ class View:
     waits: Mapping[str, Waits | Full] = field(default_factory=dict[str, Waits | Full])
 
 
-def task_facts(task: Task, view: View, limit: int, name_limit: int = 200) -> Facts:
+def task_facts(task: Task, view: View, limit: int, name_limit: int = NAME_BYTES) -> Facts:
     """The task as structured content; `limit` bytes of result and of the error's message. Absent means empty."""
     return present(
         id=task.id,
