@@ -180,6 +180,12 @@ def test_whether_it_lives_is_told_without_a_token(site: Site) -> None:
     assert site.ask("GET", "/health", [("Origin", "http://evil.example")]).status == 403
 
 
+def test_a_stranger_holds_no_place_by_a_body_that_does_not_come(site: Site) -> None:
+    """Else those who know the token would be told for 20 s that too many requests are being answered."""
+    assert site.send(site.head("GET", "/health", length=10)).status == 200
+    assert site.send(site.head("POST", "/health", length=10)).status == 405
+
+
 @pytest.mark.parametrize(
     ("method", "headers", "status"),
     [

@@ -139,7 +139,7 @@ class Guard:
     async def _pass(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         body: bytes | Refusal | None = TOO_SLOW
         with anyio.move_on_after(BODY_SECONDS):
-            body = await _body(scope, receive)
+            body = await _body(scope, receive) if scope["state"]["authorised"] else b""  # strangers are not waited for
         if isinstance(body, Refusal):
             await _refuse(body, scope, receive, answer)
         elif body is not None:
