@@ -194,6 +194,21 @@ async def test_who_missed_a_great_deal_begins_anew(
     assert (viewer.loads, len(viewer.seen)) == (2, 11)
 
 
+@pytest.mark.parametrize(("window", "is_counted"), [(5_000, True), (1, False)])
+async def test_words_are_not_counted_at_each_change_where_many_tasks_are_stored(
+    store: Store, queries: Queries, clock: Clock, monkeypatch: pytest.MonkeyPatch, window: int, is_counted: bool
+) -> None:
+    """On 200,000 tasks it takes half a second, of a connection that all who ask this server share."""
+    monkeypatch.setattr(module, "WINDOW", window)
+    await store.add_all([Wish(new(f"n{n}")) for n in range(3)])
+    filters = Filters(text="n")
+    mark = (await queries.overview(filters, 500, None, clock.now)).mark
+    await store.add(new("n3"))
+    found = await queries.changes(filters, mark, clock.now)
+    assert "n3" in {task.name for task in found.tasks}
+    assert (found.counts is not None) is is_counted
+
+
 async def test_attempts_are_told_of_what_had_several(store: Store, queries: Queries, clock: Clock) -> None:
     quick = Retry(first_delay_seconds=0.001, factor=1, max_delay_seconds=0.001)
     await store.add(new("flaky", retry=quick, max_attempts=20))

@@ -63,8 +63,8 @@ class Mark:
 class Overview:
     """`runs`: the attempts of tasks that had several, or wait after the first. `parents`: ids of what tasks depend on.
 
-    `counts`: as for a page; None when nothing can have changed them. `gone`: ids of tasks that are removed, or fit no
-    more. `stale`: too much may have changed, and all is to be loaded anew.
+    `counts`: as for a page; None when nothing can have changed them, or counting would take long. `gone`: ids of tasks
+    that are removed, or fit no more. `stale`: too much may have changed, and all is to be loaded anew.
     """
 
     tasks: Sequence[Task]
@@ -126,7 +126,7 @@ def since(db: sqlite3.Connection, filters: Filters, limits: Limits, mark: Mark, 
     changed = {task.seq: task for task in map(from_row, rows + unsettled[:UNSETTLED])}
     fitting = _fitting(db, filters, changed)
     gone = [task.id for seq, task in changed.items() if seq not in fitting] + removed
-    told = filters.text is None or changed or removed  # counting words takes long
+    told = filters.text is None or (floor <= 0 and (changed or removed))  # counting words walks all that is stored
     counts, partial = counted(db, filters) if told else (None, False)
     tasks = [changed[seq] for seq in sorted(fitting, reverse=True)]
     return _overview(db, tasks, limits, here, counts=counts, counts_partial=partial, gone=gone)
