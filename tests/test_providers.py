@@ -78,6 +78,12 @@ async def test_a_server_that_records_nothing_keeps_what_a_client_sends_for_whoev
         assert (await app.service.queries.get(task_id)).trace == sent
 
 
+@pytest.mark.parametrize("baggage", [7, ["a=b"], {"a": "b"}, None])
+async def test_a_call_whose_baggage_is_no_text_is_answered_all_the_same(tmp_path: Path, baggage: Any) -> None:
+    async with running(settings(tmp_path)) as app, connected(app.server, "auto") as client:
+        answer(await raw_call(client, "get_stats", {}, meta={"baggage": baggage}))
+
+
 def counting(function: Callable[..., Any], called: list[str]) -> Callable[..., Any]:
     def counted(*arguments: Any, **more: Any) -> Any:
         called.append(f"{function.__name__} {arguments[1:]} {more}")
@@ -226,3 +232,18 @@ def refused(place: Place, **variables: str) -> str:
 def test_what_is_not_installed_is_a_line_in_the_log_and_tasks_run(place: Place) -> None:
     said = refused(place, **ENDPOINT, OTEL_EXPORTER_OTLP_PROTOCOL="smoke")
     assert "no exporter 'smoke' for traces" in said and "pip install 'taskorch[otel]'" in said
+
+
+def test_a_propagator_that_is_not_installed_is_a_line_in_the_log_and_tasks_run(place: Place) -> None:
+    said = refused(place, OTEL_PROPAGATORS="tracecontext, smoke")
+    assert "the propagator smoke of OTEL_PROPAGATORS is not installed" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [("", ""), ("none", "none"), ("smoke", "none"), ("baggage, smoke,tracecontext", "baggage,tracecontext")],
+)
+def test_propagators_that_are_installed_stay(monkeypatch: pytest.MonkeyPatch, given: str, left: str) -> None:
+    monkeypatch.setenv(context.PROPAGATORS, given)
+    assert context.leave_out_missing() == ["smoke"] * ("smoke" in given)
+    assert os.environ[context.PROPAGATORS] == left

@@ -16,6 +16,7 @@ from taskorch.cli.exits import Exit
 from taskorch.config import Settings, config_file, load_settings, unknown_keys, unknown_variables, where_to_mend
 from taskorch.domain.errors import readable
 from taskorch.leaving import leave
+from taskorch.telemetry.context import leave_out_missing
 
 HINT = """\
 taskorch is an MCP server: a host (Claude Desktop, Claude Code, the MCP Inspector, ...) starts it and talks to it over
@@ -59,6 +60,8 @@ def read_settings(flags: Mapping[str, object]) -> Settings:
         refuse(f"{config_file()} cannot be read: {error}")
     logs.start(settings.log_level, settings.log_format)
     log = logging.getLogger(__name__)
+    for name in leave_out_missing():
+        log.warning("the propagator %s of OTEL_PROPAGATORS is not installed and is left out", name)
     for name in unknown_variables(os.environ):
         log.warning("the variable %s means nothing to taskorch", name)
     for name in unknown_keys():

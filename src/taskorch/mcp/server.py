@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -125,10 +126,20 @@ def build_server(service: Service, resources: Resources, one_client: bool = True
     )
     if BOARD in service.toolsets:
         server.extensions[apps.EXTENSION] = {}
+    server.middleware.insert(0, _pass_over_wrong_baggage)
     server.middleware.append(_sealing())
     if not one_client:
         server.middleware.append(_refuse_subscriptions)
     return server
+
+
+async def _pass_over_wrong_baggage(ctx: Ctx, call_next: CallNext) -> HandlerResult:
+    """The SDK's middleware for traces fails a call whose `baggage` is no text; a trace is worth no call."""
+    meta = cast(dict[str, Any], ctx.meta or {})
+    if isinstance(meta.get("baggage", ""), str):
+        return await call_next(ctx)
+    rest = {name: value for name, value in meta.items() if name != "baggage"}
+    return await call_next(replace(ctx, meta=cast(Any, rest)))
 
 
 async def _refuse_subscriptions(ctx: Ctx, call_next: CallNext) -> HandlerResult:

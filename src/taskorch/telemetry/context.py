@@ -4,6 +4,7 @@ Whoever records has loaded OpenTelemetry's API. Where it is not loaded nobody do
 takes a command 20 ms.
 """
 
+import os
 import re
 import sys
 from collections.abc import Generator, Mapping
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
 TRACES, METRICS = "opentelemetry.trace", "opentelemetry.metrics"  # the two parts of the API
+PROPAGATORS = "OTEL_PROPAGATORS"
 STATE_CHARACTERS = 512  # what W3C asks to pass on of a tracestate, which is left out beyond that
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf]")  # of what is recorded
 
@@ -22,6 +24,20 @@ ATTEMPT: ContextVar[tuple[str, int] | None] = ContextVar("attempt", default=None
 """The task's id and the attempt that what runs is part of; known only where log lines are to name it."""
 
 _CALLER: ContextVar[str | None] = ContextVar("caller", default=None)
+
+
+def leave_out_missing() -> list[str]:
+    """Take what is not installed out of OTEL_PROPAGATORS, and say what: else the API refuses to be loaded."""
+    given = [name.strip() for name in os.environ.get(PROPAGATORS, "").split(",")]
+    if given == [""]:
+        return []
+    from importlib.metadata import entry_points
+
+    known = entry_points(group="opentelemetry_propagator").names
+    missing = [name for name in given if name not in known and name.lower() != "none"]
+    if missing:
+        os.environ[PROPAGATORS] = ",".join(name for name in given if name not in missing) or "none"
+    return missing
 
 
 def is_loaded(api: str = TRACES) -> bool:
