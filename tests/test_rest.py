@@ -31,8 +31,9 @@ NOBODY = "t0000000000000000"
 class Rest:
     """A client that checks the envelope of every answer on the way."""
 
-    def __init__(self, http: httpx2.AsyncClient) -> None:
+    def __init__(self, http: httpx2.AsyncClient, store: Store) -> None:
         self._http = http
+        self._store = store
 
     async def ask(self, method: str, path: str, **options: Any) -> httpx2.Response:
         with anyio.fail_after(30):
@@ -69,9 +70,11 @@ class Rest:
         return [task["name"] for task in (await self.data("GET", f"/api/tasks?{query}"))["tasks"]]
 
     async def until(self, task: Facts, status: str) -> Facts:
-        with anyio.fail_after(10):
-            while (now := await self.data("GET", f"/api/tasks/{task['id']}"))["status"] != status:  # noqa: ASYNC110
-                await anyio.sleep(0.01)
+        changed = anyio.Event()
+        with anyio.fail_after(10), self._store.listening(lambda _: changed.set()):
+            while (now := await self.data("GET", f"/api/tasks/{task['id']}"))["status"] != status:
+                await changed.wait()
+                changed = anyio.Event()
         return now
 
 
@@ -86,7 +89,7 @@ async def rest(tmp_path: Path, given: Facts) -> AsyncIterator[Rest]:
     async with engine.running(closed(tmp_path, **given), tmp_path) as running:
         transport = httpx2.ASGITransport(app=guarded(running.service), raise_app_exceptions=False)
         async with httpx2.AsyncClient(transport=transport, base_url=URL, headers=WITH_TOKEN) as http:
-            yield Rest(http)
+            yield Rest(http, running.service.store)
 
 
 # One task.

@@ -127,8 +127,7 @@ def _where(conditions: list[str]) -> str:
 def counted(db: sqlite3.Connection, filters: Filters) -> tuple[dict[str, int], bool]:
     """Of each status, under the filters other than status; and whether only the newest tasks were looked at."""
     kept = {(status, priority): tasks for status, priority, tasks in db.execute(COUNTS)}
-    where, values = conditions(replace(filters, status=None, priority=None))
-    if not where:
+    if filters == Filters(status=filters.status, priority=filters.priority):
         wanted = [p for p in Priority if filters.priority in (None, p)]
         return {status: sum(kept[status, p] for p in wanted) for status in map(str, Status)}, False
     where, values = conditions(replace(filters, status=None))
