@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from itertools import starmap
 from typing import Any
 
+from taskorch.calls.onward import next_call
 from taskorch.calls.schedules import runs_facts, runs_text
 from taskorch.calls.wording import Facts, counts_text, cut_bytes, cut_json, iso, present, safe_text, seconds_text
 from taskorch.domain import readiness
 from taskorch.domain.errors import shown
-from taskorch.domain.task import Error, Phase, Progress, Reason, Status, Task
+from taskorch.domain.task import Error, Phase, Progress, Status, Task
 from taskorch.storage.dependencies import Waits
-from taskorch.storage.ids import FULL_ID
 from taskorch.storage.limits import Full
 from taskorch.storage.listing import Page
 from taskorch.storage.rows import dumps
@@ -28,8 +28,6 @@ LIST_NAME_BYTES = 44  # of a name in it: at most, and where other fields are lon
 NAME_BYTES_LEAST = 12
 KEY_BYTES = 28  # of a concurrency_key
 OTHERS_NAME_BYTES = 20  # of the name of a task that another one waits for
-# Reasons for which nothing was written: the whole message says what to do.
-SILENT = (Reason.NOT_ALLOWED, Reason.INVALID_PAYLOAD, Reason.SPAWN_ERROR, Reason.WORKER_LOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ def task_facts(task: Task, view: View, limit: int, name_limit: int = NAME_BYTES)
         started_at=iso(task.started_at) if task.started_at and task.status is not Status.WAITING else None,
         finished_at=task.finished_at and iso(task.finished_at),
         version=task.version,
-        next=next_call(task, view),
+        next=next_call(task, view.now, view.wait_cap_seconds),
     )
 
 
@@ -170,35 +168,6 @@ def _why_nothing(task: Task, attempt: int) -> str | None:
     if not task.is_command:
         return f'only commands and isolated handlers write output; see get_task(task_id="{task.id}")'
     return None if attempt else "it has not started" if task.schedule is None else "a schedule never runs itself"
-
-
-def next_call(task: Task, view: View) -> str | None:
-    """The one call that makes sense now."""
-    wait_ends = view.now + 1000 * view.wait_cap_seconds
-    match task.status:
-        case Status.WAITING if task.paused:
-            return f'update_task(task_id="{task.id}", paused=false)'
-        case Status.WAITING if task.schedule is not None or readiness.starts_after(task, wait_ends):
-            return None
-        case Status.WAITING | Status.WORKING:
-            return f'wait_for_tasks(task_ids=["{task.id}"], timeout_seconds={view.wait_cap_seconds:g})'
-        case Status.FAILED | Status.CANCELLED if task.error and (cause := _cause(task.error)):
-            return f'retry_task(task_id="{cause}")'
-        case Status.FAILED if task.error and task.error.reason in SILENT:
-            return f'get_task(task_id="{task.id}", detail="full")'
-        case Status.FAILED if task.is_command and task.attempt:
-            return f'get_task_output(task_id="{task.id}")'
-        case Status.FAILED | Status.CANCELLED:
-            return f'retry_task(task_id="{task.id}")'
-        case _:
-            return f'get_task_output(task_id="{task.id}")' if task.is_command else None
-
-
-def _cause(error: Error) -> str | None:
-    """The task because of which another ended, with which that comes back: its id begins the message."""
-    by_others = error.reason in (Reason.DEPENDENCY, Reason.DEPENDENCY_FAILED)
-    found = FULL_ID.match(error.message) if by_others else None
-    return found and found[0]
 
 
 def progress_facts(progress: Progress, limit: int) -> Facts:

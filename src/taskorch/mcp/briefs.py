@@ -10,7 +10,8 @@ import anyio.to_thread
 
 from taskorch.calls.arguments import DAY_SECONDS, DAYS
 from taskorch.calls.moments import duration
-from taskorch.calls.replies import CONCISE_BYTES, View, error_facts, error_text, headline, next_call, task_facts
+from taskorch.calls.onward import next_call
+from taskorch.calls.replies import CONCISE_BYTES, View, error_facts, error_text, headline, task_facts
 from taskorch.calls.schedules import machine_zone
 from taskorch.calls.service import Service
 from taskorch.calls.wording import counts_text, cut_bytes, iso, visible, visible_line
@@ -209,7 +210,7 @@ def _steps(task: Task, view: View) -> list[str]:
         more += f'; get_task_output(task_id="{task.id}", grep="error") finds lines'
         more += ", attempt=1 reads the first attempt's" if task.attempt > 1 else ""
     if task.status is not Status.FAILED:
-        next_one = next_call(task, view)
+        next_one = next_call(task, view.now, view.wait_cap_seconds)
         return [more + ".", *([f"What makes sense now: {next_one}"] if next_one else [])]
     advice = ADVICE.get(task.error.reason, "") if task.error else ""
     return [
