@@ -62,7 +62,8 @@ async def test_where_it_is_switched_off_there_is_no_page_and_models_are_told_who
 async def test_show_board_tells_who_sees_no_page_the_numbers(client: Client) -> None:
     task = (await call(client, "create_task", kind="echo", name="hello")).facts
     shown, stats = await call(client, "show_board"), await call(client, "get_stats")
-    assert shown.facts.keys() == stats.facts.keys()
+    assert shown.facts.keys() == {*stats.facts, "hint"}
+    assert "list_tasks" in shown.facts["hint"] and shown.facts["hint"] in shown.text
     assert shown.text.splitlines()[0].startswith("taskorch ") and "[rendered]" not in shown.text
     opened = await call(client, "show_board", task_id="hello")
     assert opened.facts["task_id"] == task["id"] and task["id"] in opened.text

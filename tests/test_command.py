@@ -242,7 +242,8 @@ def test_nothing_may_run_until_the_operator_allows_it(kind: Callable[..., Comman
     assert "on this server no commands may run" in refused(kind(""), "not_installed")
     assert refused(kind(""), "git", "status") == (
         "The command 'git' is not allowed: on this server no commands may run. Ask the user to set "
-        "TASKORCH_ALLOW_COMMANDS=git in the environment of taskorch (or * for every program) and to restart it."
+        "TASKORCH_ALLOW_COMMANDS=git in the environment of taskorch (or * for every program) and to restart it: "
+        "`taskorch install HOST --allow-command git` does so, or the form of the bundle."
     )
 
 

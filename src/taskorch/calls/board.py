@@ -21,6 +21,9 @@ from taskorch.storage.overview import Overview, read_mark
 
 ROWS = 500
 MESSAGE_BYTES = 200  # of an error or a progress message in a row
+IN_WORDS = (
+    "Where the host shows no page: list_tasks has the tasks as text, and `taskorch top` shows them at a terminal."
+)
 
 
 class ShowBoard(Arguments):
@@ -43,7 +46,8 @@ def page() -> str:
 
 async def show_board(service: Service, call: Call, a: ShowBoard) -> Reply:
     """The statistics, for who sees no page; and which task it opens."""
-    reply = await stats_reply(service)
+    stats = await stats_reply(service)
+    reply = Reply(f"{stats.text}\n{IN_WORDS}", stats.facts | {"hint": IN_WORDS})
     if a.task_id is None:
         return reply
     task = await service.queries.resolve(a.task_id)

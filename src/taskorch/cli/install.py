@@ -197,7 +197,8 @@ def _written(plan: Plan) -> int:
 def _warnings(plan: Plan) -> Iterator[str]:
     started = hosts.program()[0]
     if plan.entry is not None and hosts.is_temporary(started):
-        yield f"{started} lies where it may be cleared away. Install taskorch for good, then run this again with it."
+        for_good = "Install taskorch for good (`uv tool install`, `pipx install`), then run this again with it."
+        yield f"{started} lies where it may be cleared away. {for_good}"
     if plan.path == Path(os.path.realpath(plan.host.user)) and not plan.path.parent.exists():
         yield f"{plan.path.parent} is not there: is {plan.host.title} installed?"
 

@@ -39,8 +39,8 @@ UNKNOWN_HOST = Refusal(
 FOREIGN = Refusal(HTTPStatus.FORBIDDEN, "Pages of other origins may not ask this server.")
 NO_TOKEN = Refusal(
     HTTPStatus.UNAUTHORIZED,
-    "A token is needed. Open the address that `taskorch http` has printed, or send `Authorization: Bearer TOKEN`; "
-    "it is kept in the file http-token in the state folder.",
+    "A token is needed. None came, or not this server's: open the address that `taskorch http` printed at its last "
+    "start, or send `Authorization: Bearer TOKEN`; it is kept in the file http-token in the state folder.",
     {"WWW-Authenticate": "Bearer"},
 )
 # A link on a page of another site: browsers keep our cookie back, and send it when the page asks for itself once more.

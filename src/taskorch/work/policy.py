@@ -1,6 +1,7 @@
 """Which programs commands may run, and in which folders."""
 
 import os
+import shlex
 import shutil
 
 from taskorch.domain.argv import as_list, is_line
@@ -98,7 +99,8 @@ class Policy:
         now = f"only {', '.join(self.names)} may run" if self.names else "no commands may run"
         return (
             f"The command {shown(name)} is not allowed: on this server {now}. Ask the user to set "
-            f"TASKORCH_ALLOW_COMMANDS={line} in the environment of taskorch (or * for every program) and to restart it."
+            f"TASKORCH_ALLOW_COMMANDS={line} in the environment of taskorch (or * for every program) and to restart it"
+            f": `taskorch install HOST --allow-command {shlex.quote(name)}` does so, or the form of the bundle."
         )
 
 
