@@ -1,7 +1,7 @@
 """What a kind sees of the work it runs: one attempt, how it may be asked to end, and what it may leave behind."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from enum import Enum, IntEnum, auto
+from enum import Enum, IntEnum
 from typing import Protocol
 
 from taskorch.domain.kind import Kind as TaskKind
@@ -19,10 +19,10 @@ class Ending(IntEnum):
 class Remains(Enum):
     """What a dead server left of an attempt."""
 
-    NOTHING = auto()  # it was running and is gone
-    ADOPTABLE = auto()  # it runs on, or has left its end on record
-    NEVER_BEGUN = auto()
-    UNKNOWN = auto()  # it may still run: never start it again by itself
+    NOTHING = "it was running and is gone"
+    ADOPTABLE = "it runs on, or has left its end on record"
+    NEVER_BEGUN = "it had not begun"
+    UNKNOWN = "it may still run"  # never start it again by itself
 
 
 def unbegun(why: Ending) -> Outcome | None:

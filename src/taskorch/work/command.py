@@ -213,18 +213,18 @@ class Command:
             return Failed(Reason.WORKER_LOST, "some of its processes could not be ended", retryable=False)
         match record.why:
             case "timeout":
-                limit = f"it ran longer than {attempt.task.timeout_seconds:g} s; {killed_text(record.killed)}"
+                limit = f"it ran longer than {attempt.task.timeout_seconds:g} s{killed_text(record.killed)}"
                 return Failed(Reason.TIMEOUT, limit)
             case "spawn_error":
                 return spawn_error(record.errno or 0)
             case "cancel" if attempt.ending is not Ending.CANCEL:  # a server that stopped, or a signal to the shim
                 stopped = attempt.stopping or attempt.adopted  # by a server that died meanwhile
                 why = "the server stopped" if stopped else "its supervisor was told to end it"
-                return Failed(Reason.INTERRUPTED, f"{why}; {killed_text(record.killed)}")
+                return Failed(Reason.INTERRUPTED, f"{why}{killed_text(record.killed)}")
             case "cancel":
-                return Cancelled(f"its process tree was ended; {killed_text(record.killed)}")
+                return Cancelled(f"its process tree was ended{killed_text(record.killed)}")
             case "server_gone":
-                return Failed(Reason.INTERRUPTED, f"its server went away; {killed_text(record.killed)}")
+                return Failed(Reason.INTERRUPTED, f"its server went away{killed_text(record.killed)}")
             case _:
                 return self._exited(attempt.task, record)
 

@@ -107,7 +107,7 @@ async def without_record(attempt: Attempt, folder: Path) -> Outcome:
         return Failed(Reason.WORKER_LOST, text, retryable=False)
     if never_begun and not ended:
         return Interrupted("it had not begun")
-    return Failed(Reason.WORKER_LOST, f"{_how(folder)}; {killed_text(ended)}")
+    return Failed(Reason.WORKER_LOST, f"{_how(folder)}{killed_text(ended)}")
 
 
 def _how(folder: Path) -> str:
@@ -149,4 +149,5 @@ def spawn_error(number: int) -> Outcome:
 
 
 def killed_text(processes: int) -> str:
-    return f"{processes} process{'' if processes == 1 else 'es'} had to be killed"
+    """How many processes did not end by themselves, as the end of a sentence about it."""
+    return f"; {processes} process{'' if processes == 1 else 'es'} had to be killed" if processes else ""

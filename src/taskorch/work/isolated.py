@@ -187,7 +187,7 @@ def _ending(attempt: Attempt, record: Exit, last: str) -> Outcome | None:
     """The end of a process that told none."""
     match record.why:
         case "timeout":
-            text = f"it ran longer than {attempt.task.timeout_seconds:g} s; {killed_text(record.killed)}"
+            text = f"it ran longer than {attempt.task.timeout_seconds:g} s{killed_text(record.killed)}"
             return Failed(Reason.TIMEOUT, text)
         case "spawn_error":
             return spawn_error(record.errno or 0)
@@ -198,4 +198,4 @@ def _ending(attempt: Attempt, record: Exit, last: str) -> Outcome | None:
             more = "; was the system out of memory?" if code == 137 else f": {last}" if last and record.code else ""
             return Failed(Reason.EXIT_CODE, f"{text} before it returned{more}", code)
         case _:
-            return Failed(Reason.INTERRUPTED, f"its supervisor was told to end it; {killed_text(record.killed)}")
+            return Failed(Reason.INTERRUPTED, f"its supervisor was told to end it{killed_text(record.killed)}")

@@ -309,9 +309,9 @@ class Worker:
                     slots.start_soon(self._attempt, mine, True)
                 continue
             if await self._store.settle(task, left_as(remains)):
-                which = task.id, peer.owner, peer.pid, remains.name
+                which = task.id, peer.owner, peer.pid, remains.value
                 extra = on_record(task.id, task.attempt)
-                log.warning("took over task %s of server %s (pid %s): %s", *which, extra=extra)
+                log.warning("took over task %s of server %s (pid %s), which died: %s", *which, extra=extra)
                 self._suspects.add(task.id)
         await self._store.leave(peer.owner)
         self._peers.forget(peer.uuid)
