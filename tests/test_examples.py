@@ -40,6 +40,13 @@ def test_the_quickstart_follows_its_handlers_to_their_end() -> None:
     assert "primes completed {'below': 200000, 'primes': 17984}" in done.stdout
 
 
+def test_the_example_of_a_test_passes() -> None:
+    """And would not, if the handler were another."""
+    ran = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", "examples/test_countdown.py"]
+    done = run(*ran, PYTHONPATH="examples")
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
+
+
 class Busy(BaseHTTPRequestHandler):
     """Answers the first request with 503 and a time to come again, others by their path."""
 
