@@ -162,6 +162,16 @@ async def test_a_refusal_is_shown_in_the_servers_words(host: Host, client: Clien
     await expect(host.board.get_by_role("alert")).to_contain_text("Retry did not work: ")
 
 
+async def test_a_task_that_is_deleted_while_it_is_looked_at_is_shown_no_more(host: Host, client: Client) -> None:
+    one = await add(client, "one", delay_seconds=600)
+    await host.show(one)
+    await expect(host.board.get_by_role("button", name="Pause")).to_be_visible()
+    await call(client, "delete_task", task_id=one)
+    await pass_time(host, 11)
+    await expect(host.board.locator("#view-task")).to_contain_text("It was removed at ")
+    await expect(host.board.get_by_role("button", name="Pause")).to_have_count(0)
+
+
 async def test_a_task_shows_its_error_first_then_what_it_wrote_and_what_happened(host: Host, client: Client) -> None:
     text = "for n in 1 2 3; do echo line $n; done; exit 4"
     twice = {"max_attempts": 2, "retry": {"first_delay_seconds": 0.1}}
