@@ -167,6 +167,8 @@ def test_the_tasks_of_a_file_are_stored_together_and_run_in_their_order(busy: Te
             "circle",
         ),
         ('[{"payload": 7}]', "tasks[0]: payload"),
+        ('[{"kind": "echo", "depends_on": 7}]', "tasks[0]: depends_on"),
+        ('[{"kind": "echo", "when": 1}]', "run_at"),
     ],
 )
 def test_a_file_with_a_mistake_stores_nothing_and_says_where_it_is(
@@ -175,6 +177,7 @@ def test_a_file_with_a_mistake_stores_nothing_and_says_where_it_is(
     ran = prompt.run("load", "-", stdin=text)
     assert (ran.returncode, ran.stdout) == (Exit.USAGE, "")
     assert said in ran.stderr and ran.stderr.count("\n") == 1
+    assert "--" not in ran.stderr, "a file has no options"
     assert "circle" in said or not place.state.exists()
     assert not place.state.exists() or not place.rows()
 

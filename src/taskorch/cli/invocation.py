@@ -32,8 +32,8 @@ def flags(context: typer.Context, state_dir: Path | None) -> dict[str, object]:
     return {**context.obj, "state_dir": state_dir or context.obj["state_dir"]}
 
 
-def carry_out(work: Callable[[], Awaitable[Exit]]) -> NoReturn:
-    """Do it and leave with its exit code; what goes wrong is one line on stderr."""
+def carry_out(work: Callable[[], Awaitable[Exit]], by_options: bool = True) -> NoReturn:
+    """Do it and leave with its exit code; what goes wrong is one line on stderr. `by_options` as for `told`."""
     try:
         code = anyio.run(work)
     except KeyboardInterrupt:
@@ -41,7 +41,7 @@ def carry_out(work: Callable[[], Awaitable[Exit]]) -> NoReturn:
     except Exception as error:
         match cause(error):
             case TaskError() as known:
-                refuse(told(str(known)), code_of(known))
+                refuse(told(str(known), by_options), code_of(known))
             case BrokenPipeError() as gone:  # whoever read has enough: the command line's library leaves silently
                 raise gone from None
             case OSError() as failed:

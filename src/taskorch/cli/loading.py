@@ -49,7 +49,7 @@ def load(
             typer.echo("\n".join(facts["ids"]))
         return Exit.OK
 
-    carry_out(store_them)
+    carry_out(store_them, by_options=False)
 
 
 def _tasks(file: str) -> list[dict[str, Any]]:

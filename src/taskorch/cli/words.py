@@ -48,10 +48,14 @@ _OPTION = re.compile(rf"(?<![\w.-])({'|'.join(OPTIONS)})(?!\w)")
 _PEOPLE = re.compile("|".join(map(re.escape, PEOPLE)))
 
 
-def told(text: str) -> str:
-    """The same with our commands and options in the place of tools and their arguments."""
+def told(text: str, by_options: bool = True) -> str:
+    """The same with our commands and options in the place of tools and their arguments.
+
+    `by_options`: whether arguments were given so; in a file they are called what they are called in a tool.
+    """
     text = reworded(text, COMMANDS, "run", lambda tool: f"`taskorch {COMMANDS[tool]}`", _command)
-    text = _OPTION.sub(lambda found: OPTIONS[found[1]], text)
+    if by_options:
+        text = _OPTION.sub(lambda found: OPTIONS[found[1]], text)
     return _PEOPLE.sub(lambda found: PEOPLE[found[0]], text).rstrip()
 
 
