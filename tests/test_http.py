@@ -685,7 +685,7 @@ def test_a_token_that_may_be_known_to_others_is_not_used(harm: str, tmp_path: Pa
         path.chmod(0o600)
     with pytest.raises(StoreError) as refused:
         kept_token(tmp_path)
-    assert str(path) in str(refused.value)
+    assert str(path) in str(refused.value) and "Remove it" in str(refused.value)
     assert made not in str(refused.value)
 
 

@@ -60,7 +60,10 @@ def kept_token(state: Path) -> str:
         make(path)
         return _read(path)
     except OSError as error:
-        raise StoreError(f"The token in {path} cannot be read: {error.strerror or error}.") from error
+        text = (
+            f"The token in {path} cannot be read: {error.strerror or error}. Remove it; the next start makes a new one."
+        )
+        raise StoreError(text) from error
 
 
 def _read(path: Path) -> str:
