@@ -35,23 +35,26 @@ HOST = Path(__file__).with_name("host.html")
 @cache
 def chromium() -> str:
     """The path of Debian's Chromium, installed when we may; else the test is skipped, which says what is missing."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    found, why = shutil.which("chromium") or shutil.which("chromium-browser"), ""
     if not found and os.getuid() == 0 and shutil.which("apt-get"):
-        _install()
+        why = _install()
         found = shutil.which("chromium")
     if not found:
-        pytest.skip(f"there is no Chromium; install it: apt-get install {' '.join(PACKAGES)}")
+        pytest.skip(f"there is no Chromium; install it: apt-get install {' '.join(PACKAGES)}{why}")
     return found
 
 
-def _install() -> None:
-    """Once for all of pytest's processes."""
+def _install() -> str:
+    """Once for all of pytest's processes; why it could not be, if so."""
     with open(Path(tempfile.gettempdir()) / "taskorch-tests-chromium.lock", "w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        if not shutil.which("chromium"):
-            quietly = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "capture_output": True}
-            subprocess.run(["apt-get", "update", "-qq"], **quietly)
-            subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES], **quietly)
+        if shutil.which("chromium"):
+            return ""
+        env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        wanted = ("install", "-y", "-qq", "--no-install-recommends", *PACKAGES)
+        for words in (("update", "-qq"), wanted):
+            ran = subprocess.run(["apt-get", *words], env=env, capture_output=True, text=True)
+        return f" (which failed: {ran.stderr.strip()[-300:]})" if ran.returncode else ""
 
 
 @asynccontextmanager

@@ -202,7 +202,7 @@ async def take(host: Host, path: Path, height: int = 640) -> None:
     taken = b64encode(await host.page.locator("iframe").screenshot()).decode()
     width, height, colours, pixels = await host.page.evaluate(FEW_COLOURS, taken)
     picture = png(width, height, bytes(colours), b64decode(pixels))
-    print(f"{path.name}: {len(picture):,} bytes")  # noqa: T201
+    print(f"{path.name}: {len(picture):,} bytes")  # noqa: T201 - for who runs this file by hand
     assert len(picture) <= MOST_BYTES
     await anyio.Path(path).write_bytes(picture)
 

@@ -219,7 +219,7 @@ async def test_what_others_wrote_stays_text_and_hides_nothing(host: Host, client
     one = await add(client, HOSTILE, "command", payload=write, labels=[HOSTILE[:90]])
     await ended(client, one)
     await host.show()
-    seen = "<img src=x onerror=alert(1)>‹U+202E›gnp.exe‹U+200B›</bdi><script>alert(2)</script>"  # noqa: RUF001
+    seen = "<img src=x onerror=alert(1)>‹U+202E›gnp.exe‹U+200B›</bdi><script>alert(2)</script>"  # noqa: RUF001  (look-alikes are what it is about)
     await expect(host.board.locator(f"{ROWS} .name")).to_have_text(seen)
     await host.board.locator(ROWS).click()
     await expect(host.board.get_by_label("Output", exact=True)).to_contain_text("<img src=x")
@@ -439,8 +439,8 @@ async def test_a_host_that_takes_it_down_gets_an_answer_and_silence(host: Host, 
 
 async def until_said(host: Host, answer: int) -> None:
     with anyio.fail_after(5):
-        while not any(message.get("id") == answer and "method" not in message for message in await host.said()):  # noqa: ASYNC110
-            await anyio.sleep(0.01)  # no event of the page tells of it
+        while not any(message.get("id") == answer and "method" not in message for message in await host.said()):  # noqa: ASYNC110  (no event of the page tells)
+            await anyio.sleep(0.01)
 
 
 async def test_a_server_that_is_gone_is_told_and_tried_again(host: Host, client: Client) -> None:

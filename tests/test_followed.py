@@ -96,7 +96,7 @@ async def mistakes(document: str, folder: Path, told: bool = False) -> list[str]
             if isinstance(step, Command | Call) and not same(step.said, came):
                 found.append(f"{step}\nWhat came:\n{came}")
             if told:
-                print(f"{step}\n{came}")  # noqa: T201
+                print(f"{step}\n{came}")  # noqa: T201 - for who runs this file by hand
     return found
 
 
@@ -110,7 +110,7 @@ async def test_what_a_document_shows_is_what_comes(document: str, tmp_path: Path
 async def _show(document: str) -> None:
     with TemporaryDirectory() as folder:
         for mistake in await mistakes(document, Path(folder), told=True):
-            print(f"\nOtherwise: {mistake}")  # noqa: T201
+            print(f"\nOtherwise: {mistake}")  # noqa: T201 - for who runs this file by hand
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from recording import Recorded, recording
 from taskorch.app import App, running
 from taskorch.domain.errors import StoreError
 from taskorch.domain.task import Failed, Interrupted, NewTask, Priority, Reason
-from taskorch.storage import additions, moves
+from taskorch.storage import additions
 from taskorch.storage.database import Database, Transaction
 from taskorch.storage.reading import depth
 from taskorch.storage.store import Store
@@ -35,7 +35,7 @@ def counted(database: Database, store: Store) -> Iterator[Recorded]:
     """What the store's changes come to. `store` is made before, as it sets the database's own hook."""
     recorded = Recorded()
     meter = recorded.measures.get_meter("test")
-    moves.tell(database, Instruments(meter, Now(lambda: None, 4, lambda: 3)).count)
+    database.on_moves.append(Instruments(meter, Now(lambda: None, 4, lambda: 3)).count)
     yield recorded
     recorded.measures.shutdown()
 

@@ -21,7 +21,6 @@ from taskorch.domain.kind import Kind as TaskKind
 from taskorch.domain.outside import OUTSIDE, Outside
 from taskorch.domain.task import COMMAND, TOOL
 from taskorch.storage.database import Database, open_database
-from taskorch.storage.moves import tell
 from taskorch.storage.outside import OutsideStore
 from taskorch.storage.place import LEAST_FREE_BYTES, free_bytes
 from taskorch.storage.queries import Queries
@@ -113,9 +112,9 @@ async def running(settings: Settings, start: Path | None = None) -> AsyncGenerat
             now = Now(partial(depth, state / "taskorch.db"), settings.concurrency, lambda: worker.busy)
             measures = instruments.recorder(__version__, now)
             if traces:
-                tell(database, partial(traces.taken_over, owner))
+                database.on_moves.append(partial(traces.taken_over, owner))
             if measures:
-                tell(database, measures.count)
+                database.on_moves.append(measures.count)
             pool = Pool(settings.concurrency, lambda: worker.busy, lambda: worker.silent)
             service = replace(idle, pool=pool)
             housekeeper = Housekeeper(

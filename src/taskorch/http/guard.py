@@ -55,7 +55,7 @@ STOPPING = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "The server is stopping; noth
 
 
 @dataclass(frozen=True)
-class Asked:
+class Head:
     """What of a request decides whether it is answered. Headers may come more than once."""
 
     method: str
@@ -81,7 +81,7 @@ class Gate:
         self._origins = {f"http://{name}" for name in self._hosts}
         self._token = token
 
-    def verdict(self, asked: Asked) -> Refusal | bool:
+    def verdict(self, asked: Head) -> Refusal | bool:
         """Why it is not answered, or whether it has shown the token."""
         if (asked.one("host") or "").lower() not in self._hosts:
             return UNKNOWN_HOST
@@ -95,12 +95,12 @@ class Gate:
             return known
         return AGAIN if asked.path == PAGE and asked.one("sec-fetch-site") == "cross-site" else NO_TOKEN
 
-    def shows_token(self, asked: Asked) -> bool:
+    def shows_token(self, asked: Head) -> bool:
         """Whether this is the page's address as it was printed."""
         given = parse_qs(asked.query).get("token", ()) if asked.path == PAGE and asked.method in SAFE else ()
         return len(given) == 1 and self._token.is_it(given[0])
 
-    def _by_our_page(self, asked: Asked) -> bool:
+    def _by_our_page(self, asked: Head) -> bool:
         """Browsers send a cookie along whichever page of this machine asks, so they must say which one it was."""
         site = asked.one("sec-fetch-site")
         if asked.method in SAFE:
@@ -176,12 +176,12 @@ class _Answer:
             await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _asked(scope: Scope) -> Asked:
+def _asked(scope: Scope) -> Head:
     headers: dict[str, list[str]] = {}
     for name, value in scope["headers"]:
         headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
     query = scope["query_string"][:QUERY_BYTES].decode("latin-1")
-    return Asked(scope["method"], scope["path"], query, headers)
+    return Head(scope["method"], scope["path"], query, headers)
 
 
 async def _body(scope: Scope, receive: Receive) -> bytes | Refusal | None:

@@ -59,8 +59,8 @@ class _Write:
 class Database:
     """Open it with `open_database`.
 
-    `before_commit` runs inside each transaction that moved something, last; `on_commit` is called in the event loop
-    with what was changed.
+    `before_commit` runs inside each transaction that moved something, last. In the event loop, when that is on disk,
+    `on_commit` is called with what was changed, and each of `on_moves` with the moves, in their order.
     """
 
     def __init__(self, path: Path, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
@@ -69,6 +69,7 @@ class Database:
         self._is_closed = False
         self.before_commit: Callable[[Transaction], None] = _ignore
         self.on_commit: Callable[[list[Any]], None] = _ignore
+        self.on_moves: list[Callable[[list[Any]], None]] = []
         self._writer = writer
         self._reader = reader
         self._queue: list[_Write] = []
@@ -171,6 +172,7 @@ class Database:
             do(tx, batch)
             if tx.moved:
                 self.before_commit(tx)
+                tx.afterwards += [partial(told, tx.moved) for told in self.on_moves]
             tx.execute("COMMIT")
         except BaseException:
             if tx.in_transaction:  # a full disk or an I/O error may have rolled back already

@@ -69,10 +69,8 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counts of all stored tasks, also by status and priority; `ends` of the last 24 hours: status, start, end (ms)."""
+    """`counts` of all stored tasks by status and priority; `ends` of the last 24 hours: status, start, end (ms)."""
 
-    by_status: dict[str, int]
-    by_priority: dict[str, int]
     counts: Mapping[tuple[str, int], int]
     ends: list[tuple[str, int | None, int]]
     ready: int
@@ -80,6 +78,14 @@ class Stats:
     next_run_at: int | None
     servers: list[dict[str, Any]]
     database_bytes: int
+
+    @property
+    def by_status(self) -> dict[str, int]:
+        return {s: sum(n for (status, _), n in self.counts.items() if status == s) for s in map(str, Status)}
+
+    @property
+    def by_priority(self) -> dict[str, int]:
+        return {p.name.lower(): sum(n for (_, one), n in self.counts.items() if one == p) for p in Priority}
 
 
 class Queries:
@@ -206,15 +212,11 @@ class Queries:
 
 
 def _stats(db: sqlite3.Connection, now: int) -> Stats:
-    kept: Mapping[tuple[str, int], int] = {(status, priority): n for status, priority, n in db.execute(COUNTS)}
-
     def one(sql: str) -> Any:
         return db.execute(sql).fetchone()[0]
 
     return Stats(
-        by_status={s: sum(n for (status, _), n in kept.items() if status == s) for s in map(str, Status)},
-        by_priority={p.name.lower(): sum(n for (_, priority), n in kept.items() if priority == p) for p in Priority},
-        counts=kept,
+        counts={(status, priority): n for status, priority, n in db.execute(COUNTS)},
         ends=db.execute(RECENT_ENDS, (now - WINDOW_MS,)).fetchall(),
         ready=one(READY_COUNT),
         oldest_ready_at=one(OLDEST_READY),
