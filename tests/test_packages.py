@@ -266,7 +266,7 @@ async def test_the_wheel_runs_in_an_environment_of_its_own(built_wheel: Path, tm
     assert (name, entry["type"]) == ("taskorch", "stdio")
     host = {**env, **entry["env"], "TASKORCH_ALLOW_COMMANDS": "echo"}
     server = StdioServerParameters(command=entry["command"], args=entry["args"], env=host, cwd=tmp_path)
-    assert completed(await use(server))
+    assert completed(await use(server, WITH_BOARD))
 
 
 @pytest.mark.slow
