@@ -83,7 +83,7 @@ def _reply(service: Service, found: Overview, **changes: object) -> Reply:
         **changes,
     )
     counts = f" ({counts_text(found.counts)})" if found.counts is not None else ""
-    return Reply(f"{len(found.tasks)} rows for the board{counts}. list_tasks is for reading.", facts)
+    return Reply(f"Rows for the board: {len(found.tasks)}{counts}. list_tasks is for reading.", facts)
 
 
 def _row(task: Task, view: View, found: Overview) -> Facts:
