@@ -1,6 +1,6 @@
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from clients import ERAS, connected, settings
@@ -14,6 +14,9 @@ from taskorch.storage.database import Database, open_database
 from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store
 
+if TYPE_CHECKING:
+    from playwright.async_api import Browser
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
@@ -23,10 +26,19 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """aiosqlite is built on asyncio, so asyncio is the backend."""
     return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def browser(anyio_backend: str) -> AsyncIterator["Browser"]:
+    """A real one, for the tests of a file."""
+    from browsers import launched  # what it needs is loaded by those who need it
+
+    async with launched() as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -162,14 +162,14 @@ def crash(payload: dict[str, Any]) -> None:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case code:
-            print("last words")  # noqa: T201
+            print("last words")  # noqa: T201  (what handlers print is what is tried)
             os._exit(code)
 
 
 @handler("test.isolated.loud", isolate=True)
 def loud(payload: dict[str, Any]) -> str:
     """Writes to everything that might be the wire."""
-    print('{"jsonrpc": "2.0", "id": 1, "result": "printed"}')  # noqa: T201
+    print('{"jsonrpc": "2.0", "id": 1, "result": "printed"}')  # noqa: T201  (what handlers print is what is tried)
     os.write(1, b"written\n")
     os.write(2, b"\x1b[31mto stderr\n")
     subprocess.run(["sh", "-c", "echo by its child"], check=True)

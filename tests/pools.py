@@ -1,16 +1,18 @@
 """A pool under test: a real store, workers on it, and handlers that say where they are."""
 
+import io
 import logging
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import anyio
 from fakes import Clock
 
+from taskorch import logs
 from taskorch.domain.task import NewTask, Outcome, Status, Task
 from taskorch.storage.database import open_database
 from taskorch.storage.queries import Queries
@@ -171,6 +173,21 @@ async def ok(payload: Payload) -> Any:
 
 async def broken(payload: Payload) -> Any:
     raise ValueError(payload.get("text", "as the test wants it"))
+
+
+@contextmanager
+def written_log(form: str = "text") -> Iterator[io.StringIO]:
+    """What a server's log writes to stderr while the block lasts, from DEBUG on."""
+    written, root = io.StringIO(), logging.getLogger()
+    kept, level = root.handlers[:], root.level
+    root.handlers[:] = []
+    with redirect_stderr(written):
+        logs.start("DEBUG", form)
+    try:
+        yield written
+    finally:
+        root.handlers[:] = kept
+        root.setLevel(level)
 
 
 @contextmanager

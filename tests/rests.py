@@ -50,4 +50,4 @@ def closed(folder: Path, **given: Any) -> Settings:
 
 
 async def _no_mcp(scope: Scope, receive: Receive, send: Send) -> None:
-    raise NotImplementedError
+    raise NotImplementedError  # the REST API alone is tried here

@@ -301,11 +301,6 @@ def rows() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[App]:
     async with running(settings(tmp_path_factory.mktemp("bad"))) as app:
         yield app

@@ -5,21 +5,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import anyio
 import pytest
-from browsers import Tab, launched
+from browsers import Tab
 from playwright.async_api import Browser, Locator, expect
 from servers import Place
 from sites import Site
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
-    async with launched() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

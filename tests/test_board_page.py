@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from browsers import Host, hosted, launched
+from browsers import Host, hosted
 from clients import Facts, Gate, call, connected, settings, until
 from mcp import Client
 from playwright.async_api import Browser, Locator, expect
@@ -22,17 +22,6 @@ from taskorch.work import handlers
 ROWS = "#view-board .rows [role=row]"
 SECOND = 1_000
 HOSTILE = "<img src=x onerror=alert(1)>\u202egnp.exe\u200b</bdi><script>alert(2)</script>"
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
-    async with launched() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from fakes import Clock
 
 from taskorch.domain.task import NewTask, Priority, Status, Task
+from taskorch.http.listing import Sort
 from taskorch.storage.listing import SORTS, Filters, Order
 from taskorch.storage.queries import Queries
 from taskorch.storage.store import Store
@@ -54,3 +55,7 @@ async def test_a_page_is_a_part_of_all_that_fits_in_order(
                 assert [task.id for task in found.tasks] == [task.id for task in whole[offset : offset + limit]]
                 assert (found.total, found.partial) == (len(whole), False)
                 assert found.has_more is (offset + limit < len(whole))
+
+
+def test_what_the_rest_api_sorts_by_is_what_can_be_sorted_by() -> None:
+    assert get_args(Sort) == tuple(SORTS)

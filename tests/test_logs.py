@@ -1,10 +1,8 @@
 """Log lines that programs read: each an object by itself, which says what it is about."""
 
-import io
 import json
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 from clients import TIME, call, connected, settings
+from pools import written_log
 from recording import recording
 
 from taskorch import Context, handler, logs
@@ -45,24 +44,16 @@ _STORES: list[Store] = []
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
+def lines() -> Iterator[Lines]:
     """What the log says as JSON; every line of it is an object, in ASCII without control characters."""
-    written = io.StringIO()
-    root = logging.getLogger()
-    kept, level = root.handlers[:], root.level
-    root.handlers[:] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stderr", written)
-        logs.start("DEBUG", "json")
+    with written_log("json") as written:
 
-    def read() -> list[dict[str, Any]]:
-        *found, rest = written.getvalue().split("\n")
-        assert rest == "" and not [line for line in found if re.search("[^ -~]", line)]
-        return [json.loads(line) for line in found]
+        def read() -> list[dict[str, Any]]:
+            *found, rest = written.getvalue().split("\n")
+            assert rest == "" and not [line for line in found if re.search("[^ -~]", line)]
+            return [json.loads(line) for line in found]
 
-    yield read
-    root.handlers[:] = kept
-    root.setLevel(level)
+        yield read
 
 
 def test_a_record_says_when_how_bad_who_and_what_whatever_it_holds(lines: Lines) -> None:

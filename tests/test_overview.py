@@ -39,7 +39,8 @@ class Viewer:
         while self.mark is None or before is not None:
             part = await self.queries.overview(self.filters, self.limit, before, self.clock.now)
             self.mark = self.mark or part.mark
-            self.counts = part.counts
+            assert (part.counts is None) == (before is not None), "they are counted once a load"
+            self.counts = part.counts or self.counts
             self._take(part)
             before = part.next_seq
 

@@ -1,7 +1,6 @@
 """What a hostile text, a hostile file or a careless task cannot do. docs/explanation/security.md has the promises."""
 
 import ast
-import io
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from mcp import Client
 from mcp.shared.exceptions import MCPError
+from pools import written_log
 from servers import LEGACY, MODERN, Place, wait_for
 
 import taskorch
@@ -604,18 +604,10 @@ async def _wild(payload: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
+def stderr() -> Iterator[Callable[[], list[str]]]:
     """What the log says, as a server writes it."""
-    written = io.StringIO()
-    root = logging.getLogger()
-    kept, level = root.handlers[:], root.level
-    root.handlers[:] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stderr", written)
-        logs.start("DEBUG")
-    yield lambda: written.getvalue().split("\n")[:-1]
-    root.handlers[:] = kept
-    root.setLevel(level)
+    with written_log() as written:
+        yield lambda: written.getvalue().split("\n")[:-1]
 
 
 UNPRINTED = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")

@@ -387,11 +387,6 @@ TOLD: list[tuple[str, Facts, list[str]]] = [
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[App]:
     async with running(settings(tmp_path_factory.mktemp("wrong"))) as app:
         yield app

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from taskorch.calls.service import Service
 from taskorch.http import events, page
-from taskorch.http.envelope import UNEXPECTED
+from taskorch.http.envelope import UNEXPECTED, on_http
 from taskorch.http.refusals import MCP, PAGE, Refusal, response
 from taskorch.http.rest import routes
 
@@ -32,13 +32,12 @@ def site(service: Service, mcp: ASGIApp) -> ASGIApp:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """A path or method that nothing here answers."""
+    """A path or method that nothing here answers: as the REST API says it, where that is read."""
     assert isinstance(error, HTTPException)
+    if request.url.path not in (MCP, PAGE):
+        return await on_http(request, error)
     allowed = dict(error.headers or {})
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        text = f"{request.method} is not possible here; use {allowed.get('Allow', 'GET')}."
-    else:
-        text = "Nothing is served under this path."
+    text = f"{request.method} is not possible here; use {allowed.get('Allow', 'GET')}."
     return response(Refusal(error.status_code, text, allowed), request.url.path)
 
 

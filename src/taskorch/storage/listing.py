@@ -75,6 +75,15 @@ class Window:
 
 
 def page(db: sqlite3.Connection, filters: Filters, limit: int, before_seq: int | None) -> Page:
+    tasks, next_seq = newest(db, filters, limit, before_seq)
+    counts, partial = counted(db, filters)
+    return Page(tasks, counts, partial, next_seq)
+
+
+def newest(
+    db: sqlite3.Connection, filters: Filters, limit: int, before_seq: int | None
+) -> tuple[list[Task], int | None]:
+    """The newest tasks before that place, and where the next page begins, None after the last one."""
     where, values = conditions(filters)
     at = where + (["seq < ?"] if before_seq is not None else [])
     rows = db.execute(
@@ -82,8 +91,7 @@ def page(db: sqlite3.Connection, filters: Filters, limit: int, before_seq: int |
         (*values, *([before_seq] if before_seq is not None else []), limit + 1),
     ).fetchall()
     tasks = [from_row(row) for row in rows[:limit]]
-    counts, partial = counted(db, filters)
-    return Page(tasks, counts, partial, tasks[-1].seq if len(rows) > limit else None)
+    return tasks, tasks[-1].seq if len(rows) > limit else None
 
 
 def window(db: sqlite3.Connection, filters: Filters, order: Order, limit: int, offset: int) -> Window:

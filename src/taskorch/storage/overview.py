@@ -14,7 +14,7 @@ from zlib import crc32
 
 from taskorch.domain.task import Status, Task
 from taskorch.storage.limits import Limits
-from taskorch.storage.listing import Filters, conditions, counted, page
+from taskorch.storage.listing import Filters, conditions, counted, newest
 from taskorch.storage.rows import SELECT, dumps, from_row, records
 from taskorch.storage.situation import Situation, runnable, situation
 
@@ -92,20 +92,13 @@ def read_mark(text: str) -> Mark | None:
 def first(
     db: sqlite3.Connection, filters: Filters, limits: Limits, limit: int, before_seq: int | None, now: int
 ) -> Overview:
-    """A page of tasks, newest first. To the first page belongs what works, however old it is."""
-    found = page(db, filters, limit, before_seq)
-    tasks = list(found.tasks)
-    if before_seq is None and found.next_seq is not None:
-        tasks += _working_before(db, filters, found.next_seq)
-    return _overview(
-        db,
-        tasks,
-        limits,
-        _mark(db, now, now),
-        counts=found.counts,
-        counts_partial=found.counts_partial,
-        next_seq=found.next_seq,
-    )
+    """A page of tasks, newest first. To the first page belong the counts, and what works, however old it is."""
+    tasks, next_seq = newest(db, filters, limit, before_seq)
+    counts, partial = counted(db, filters) if before_seq is None else (None, False)
+    if before_seq is None and next_seq is not None:
+        tasks += _working_before(db, filters, next_seq)
+    mark = _mark(db, now, now)
+    return _overview(db, tasks, limits, mark, counts=counts, counts_partial=partial, next_seq=next_seq)
 
 
 def since(db: sqlite3.Connection, filters: Filters, limits: Limits, mark: Mark, now: int) -> Overview:
