@@ -79,10 +79,11 @@ async def test_without_the_stream_it_asks_by_itself(site: Site, tab: Tab) -> Non
     await tab.page.clock.install()
     await tab.page.route("**/api/events", lambda route: route.fulfill(status=204))  # which a browser does not ask again
     await tab.page.goto(opened(site))
-    await expect(row(tab, "three")).to_be_visible()
+    await tab.page.clock.run_for(1_000)  # its first look is a timer's too
+    await expect(row(tab, "three")).to_be_visible(timeout=15_000)
     await add(site, "four")
     await tab.page.clock.run_for(3_000)
-    await expect(row(tab, "four")).to_be_visible()
+    await expect(row(tab, "four")).to_be_visible(timeout=15_000)
 
 
 async def test_a_task_has_an_address(site: Site, tab: Tab) -> None:
